@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,9 +184,7 @@ def test_ten_minutes_in_constant_memory_without_drift(learner, monkeypatch):
         return forward(net, state, *rest)
 
     monkeypatch.setattr(HeadMotionNet, "forward", watched)
-    voice, start = Voice(np.tile(babble(60).samples, 10)), time.perf_counter()
-    motion = learner.sample(voice, 0)
-    assert len(motion) / (time.perf_counter() - start) > 500
+    motion = learner.sample(Voice(np.tile(babble(60).samples, 10)), 0)
     assert max(widths) <= head_motion._BLOCK + 2 * (REACH + 2)
     minutes = motion.reshape(10, -1, 6)
     assert np.abs(minutes.mean(1)[:, :3]).max() < 3
