@@ -16,7 +16,7 @@ from face.pose import Pose, rotation_from_angles
 from face.reference import Reference, load_reference
 from face.rig import FaceRig
 from models.driving import Driving, read_driving
-from models.geometric import CRISPNESS, DEPTH, FaceMotion, GeometricGenerator
+from models.geometric import DEPTH, FaceMotion, GeometricGenerator
 from options.scripts import IMAGE_SUFFIXES, DemoOptions, TestOptions
 from util.errors import UserError, remark
 from util.files import atomic_path, results_folder
@@ -67,7 +67,7 @@ class TalkingHead:
         rig = FaceRig(ani.canonical, ani.blendshapes, self.basis, neutral)
         open_mouth = max(reference.faces, key=lambda f: float(lip_gap(f.canonical)))
         # A clip re-made from its own frame is compared with it: nothing is guessed or beautified there.
-        depth, crispness = (1.0, 0.0) if tracked else (DEPTH, CRISPNESS)
+        depth, crispness = (1.0, 0.0) if tracked else (DEPTH, None)
         generator = GeometricGenerator(ani, self.basis, open_mouth, self.device, depth, crispness)
         emotion = emotion_offset(self.basis, driving.emotion)
         for first in range(0, driving.n_frames, CHUNK):
