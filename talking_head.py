@@ -62,12 +62,11 @@ class TalkingHead:
         """Frames (S, S, 3) uint8 of the reference's face moved by the driving, one after the other."""
         ani = reference.ani
         copied = driving.copied
-        tracked = driving.same_clip and copied is not None
-        neutral = copied.neutral if tracked else reference.neutral
+        neutral = copied.neutral if driving.same_clip else reference.neutral
         rig = FaceRig(ani.canonical, ani.blendshapes, self.basis, neutral)
         open_mouth = max(reference.faces, key=lambda f: float(lip_gap(f.canonical)))
         # A clip re-made from its own frame is compared with it: nothing is guessed or beautified there.
-        depth, crispness = (1.0, 0.0) if tracked else (DEPTH, None)
+        depth, crispness = (1.0, 0.0) if driving.same_clip else (DEPTH, None)
         generator = GeometricGenerator(ani, self.basis, open_mouth, self.device, depth, crispness)
         emotion = emotion_offset(self.basis, driving.emotion)
         for first in range(0, driving.n_frames, CHUNK):

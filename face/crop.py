@@ -19,6 +19,7 @@ import numpy as np
 
 from face.contract_pose import smooth_hann
 from face.landmarks68 import check_landmarks68
+from util.curves import smoothstep
 from util.errors import UserError
 
 CROP_SIZE = 256  # pixels of the generator's square
@@ -171,8 +172,7 @@ def paste(frame: np.ndarray, patch: np.ndarray, box: CropBox, feather: float = 0
 def _fade(at: np.ndarray, side: float, feather: float) -> np.ndarray:
     """The patch's weight (N,) float32 at pixels that begin at `at` (N,) in a box: 0 at its border, then 1."""
     depth = np.minimum(at + 0.5, side - at - 0.5) / max(feather * side, 1.0)
-    depth = np.clip(depth, 0, 1)
-    return (depth * depth * (3 - 2 * depth)).astype(np.float32)
+    return smoothstep(depth).astype(np.float32)
 
 
 def crop_motion(boxes: Sequence[CropBox]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from face.expression_basis import ExpressionBasis
+from util.curves import smoothstep
 from util.types import EMOTIONS, FPS
 
 EASE_SECONDS = 0.6  # a face doesn't jump into an emotion
@@ -44,8 +45,9 @@ def emotion_offset(basis: ExpressionBasis, emotion: str) -> np.ndarray:
 
 def emotion_envelope(n_frames: int, intensity: float, first: int = 0) -> np.ndarray:
     """(n_frames,) strength over time from frame `first` on: eased in at the start, then held."""
-    x = np.clip((np.arange(first, first + n_frames) + 1) / (EASE_SECONDS * FPS), 0, 1)
-    return (intensity * x * x * (3 - 2 * x)).astype(np.float32)
+    return (intensity * smoothstep((np.arange(first, first + n_frames) + 1) / (EASE_SECONDS * FPS))).astype(
+        np.float32
+    )
 
 
 def emotional_lips(lip_gap: np.ndarray, emotion: str, strength: np.ndarray) -> np.ndarray:

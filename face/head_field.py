@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from face.mesh import FACE_OVAL
 from face.pose import Pose
+from util.curves import smoothstep
 
 GRID = 65  # coarse grid points along each side
 N_ITERATIONS, DAMPING = 12, 0.5  # damped, without it, places stretched more than twofold diverge
@@ -24,11 +25,6 @@ NECK_END = 1.5  # below the chin the motion has faded here
 DEPTH_SLOPE, DEPTH_REACH = 0.8, 0.6  # depth gained per distance from the oval, and where it levels off
 EXPRESSION_REACH = 0.45  # how far an expression pulls at what lies outside the oval
 BORDER_STILL, BORDER_FREE = 0.01, 0.16  # of the picture's side: no motion up to, free motion from
-
-
-def _smoothstep(x: np.ndarray) -> np.ndarray:
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
 
 
 def _nearest_on_oval(points: np.ndarray, oval: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,9 +83,9 @@ class HeadField:
     def _rigid_weight(
         points: np.ndarray, canonical: np.ndarray, distance: np.ndarray, vertices: np.ndarray, size: int
     ) -> np.ndarray:
-        hair = 1 - _smoothstep((distance - HAIR_RIGID) / (HAIR_END - HAIR_RIGID))
-        neck = 1 - _smoothstep(distance / NECK_END)
-        below = _smoothstep((canonical[:, 1] - 0.15) / 0.6)  # 0 at the nose, 1 below the chin
+        hair = 1 - smoothstep((distance - HAIR_RIGID) / (HAIR_END - HAIR_RIGID))
+        neck = 1 - smoothstep(distance / NECK_END)
+        below = smoothstep((canonical[:, 1] - 0.15) / 0.6)  # 0 at the nose, 1 below the chin
         return (hair * (1 - below) + neck * below) * _taper(points, size)
 
     @staticmethod
@@ -132,4 +128,4 @@ class HeadField:
 def _taper(points: np.ndarray, size: int) -> np.ndarray:
     """(N,) 0 at the picture's border, 1 well inside."""
     edge = np.minimum(points, size - 1 - points).min(1) / size
-    return _smoothstep((edge - BORDER_STILL) / (BORDER_FREE - BORDER_STILL))
+    return smoothstep((edge - BORDER_STILL) / (BORDER_FREE - BORDER_STILL))

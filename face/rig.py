@@ -7,6 +7,7 @@ import numpy as np
 from face.expression_basis import ExpressionBasis
 from face.mesh import INNER_LIPS, LEFT_EYE, RIGHT_EYE
 from face.slit import Slit
+from util.curves import smoothstep
 
 LIP_CENTRE = np.array([2, 4, 6])  # the pairs of inner-lip points that lip_gap() measures
 LIPS_TOUCH = 0.004  # face units; less would let the seam between the lips vanish
@@ -73,5 +74,4 @@ class FaceRig:
 def _lower_face(template: np.ndarray) -> np.ndarray:
     """(478,) 1 from the upper lip down, 0 from the middle of the nose up."""
     top, bottom = template[[5, 50, 280], 1].mean(), template[[164, 205, 425], 1].mean()
-    x = np.clip((template[:, 1] - top) / (bottom - top), 0, 1)
-    return (x * x * (3 - 2 * x)).astype(np.float32)
+    return smoothstep((template[:, 1] - top) / (bottom - top)).astype(np.float32)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from util.curves import smoothstep
+
 
 class Slit:
     """A horizontal opening of the mesh; moves its edges to a given distance and the skin about them smoothly along."""
@@ -93,5 +95,4 @@ def _height_at(x: np.ndarray, edge: np.ndarray) -> np.ndarray:
 
 
 def _fade(distance: np.ndarray, reach: float) -> np.ndarray:
-    x = np.clip(1 - distance / reach, 0, 1)
-    return x * x * (3 - 2 * x)
+    return smoothstep(1 - distance / reach)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import savgol_filter
 
+from face.crop import from_crop
 from face.expression_basis import ExpressionBasis
 from face.pose import fit_pose, to_canonical
 from face.pose_file import PoseCurve, read_pose_file
@@ -114,11 +115,11 @@ def clip_motion(path: Path, reference: Reference | None, basis: ExpressionBasis)
     if reference is None:
         home, unit = np.median(place, axis=0), float(np.median(size))
     else:
-        ani = reference.ani
-        ratio = ani.box.side / ani.image.shape[0] * _source_shrink(path, reference)
-        unit = float(ani.pose.scale[0]) * ratio
-        corner = np.array([ani.box.left, ani.box.top]) * _source_shrink(path, reference)
-        home = (ani.pose.translation[0, :2] + HALF_PIXEL[:2]) * ratio + corner
+        ani, shrink = reference.ani, _source_shrink(path, reference)
+        side = ani.image.shape[0]
+        unit = float(ani.pose.scale[0]) * ani.box.side / side * shrink
+        place_in_crop = ani.pose.translation[0, :2] + HALF_PIXEL[:2]
+        home = from_crop(place_in_crop, ani.box, side).astype(np.float64) * shrink
     curve = PoseCurve(
         _steady(pose.angles_deg),
         np.clip(_steady((place - home) / unit), -MAX_SHIFT, MAX_SHIFT),

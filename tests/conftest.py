@@ -13,6 +13,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 PACK = REPO.parent / "shared" / "pack" / "data"
+GOLDEN = REPO.parent / "shared" / "parity" / "rhm" / "vec_data_functions.npz"
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,12 @@ def pack() -> Path:
     if not PACK.is_dir():
         pytest.skip(f"no pack of real clips at {PACK}")
     return PACK
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, np.ndarray]:
+    """The data contract's golden vectors; tests that need them are skipped where they are absent."""
+    if not GOLDEN.is_file():
+        pytest.skip(f"golden vectors not found: {GOLDEN}")
+    with np.load(GOLDEN) as vectors:
+        return dict(vectors)

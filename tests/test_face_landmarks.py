@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -20,16 +18,7 @@ from face.contract_pose import (
 )
 from util.errors import ShapeError, UserError
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "parity" / "rhm" / "vec_data_functions.npz"
 CONTRACT_TOLERANCE = 1e-4  # ../shared/parity/README.md, "Tolerances"
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    if not GOLDEN.is_file():
-        pytest.skip(f"golden vectors not found: {GOLDEN}")
-    with np.load(GOLDEN) as vectors:
-        return dict(vectors)
 
 
 @pytest.fixture

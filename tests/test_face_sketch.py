@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from face.sketch import draw_sketch
 from util.errors import ShapeError, UserError
-
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "parity" / "rhm" / "vec_data_functions.npz"
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, np.ndarray]:
-    if not GOLDEN.is_file():
-        pytest.skip(f"golden vectors not found: {GOLDEN}")
-    with np.load(GOLDEN) as vectors:
-        return dict(vectors)
 
 
 @pytest.fixture(scope="module")

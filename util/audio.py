@@ -14,7 +14,7 @@ import numpy as np
 
 from util.errors import UserError, remark
 from util.files import atomic_path
-from util.media import open_media, start_time
+from util.media import decoded_packets, open_media, start_time
 from util.types import FPS, SAMPLE_RATE, Voice
 
 # Twice swresample's default length: flat to 7 kHz, and what would fold over is down by 40 dB at 8.2 kHz.
@@ -57,14 +57,8 @@ def _mono(container: av.container.InputContainer, source: str) -> Iterator[tuple
     stream = container.streams.audio[0]
     start, n_samples, n_broken, n_bad = start_time(container), 0, 0, 0
     to_float, setting = None, None
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-            frames = packet.decode()
-        except StopIteration:
-            break
-        except av.error.FFmpegError:
+    for frames in decoded_packets(container, stream):
+        if frames is None:
             n_bad += 1
             continue
         for frame in frames:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
+from av.frame import Frame
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from util.errors import UserError
@@ -98,3 +100,16 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 def start_time(container: InputContainer) -> float:
     """Time stamp in seconds at which sound and picture of a file begin together."""
     return (container.start_time or 0) / av.time_base
+
+
+def decoded_packets(container: InputContainer, stream: Stream) -> Iterator[list[Frame] | None]:
+    """The frames of one packet of a stream after the other; None for a damaged one, which is passed over."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            frames = next(packets).decode()
+        except StopIteration:
+            return
+        except av.error.FFmpegError:
+            frames = None
+        yield frames

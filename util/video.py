@@ -15,7 +15,7 @@ import numpy as np
 from av.container import InputContainer
 
 from util.errors import UserError, remark
-from util.media import open_media, start_time, video_stream
+from util.media import decoded_packets, open_media, start_time, video_stream
 from util.types import FPS
 from util.video_writer import VideoWriter, write_contact_sheet
 
@@ -145,14 +145,8 @@ def _decoded(container: InputContainer, source: str) -> Iterator[tuple[float, av
     stream, clock = video_stream(container), _Clock(container)
     stream.thread_type = "AUTO"
     n_good, n_bad = 0, 0
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-            frames = packet.decode()
-        except StopIteration:
-            break
-        except av.error.FFmpegError:
+    for frames in decoded_packets(container, stream):
+        if frames is None:
             n_bad += 1
             continue
         for frame in frames:
