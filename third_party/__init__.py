@@ -1,0 +1,1 @@
+"""Networks of others, rebuilt clean-room so that their public checkpoints load."""
