@@ -12,7 +12,7 @@ HEAD = """# Flags
 
 Made by `python -m options > docs/flags.md` from `options/groups.py`; a test keeps it current.
 Every flag has the spelling of the method's public code, or is ours where that has none.
-*Later*: parsed and checked, but read by the learnt image networks only, which this version does not have.
+*Learnt*: matters only where the learnt generator makes the frames (`--netG fewshot`, and all training).
 """
 
 
@@ -32,7 +32,7 @@ def table() -> str:
         )
         for (name, flag_name), f in flags.items():
             if name == group_name:
-                what = f.metadata["help"] + (" *Later.*" if f.metadata["later"] else "")
+                what = f.metadata["help"] + (" *Learnt.*" if f.metadata["learnt"] else "")
                 scripts = ", ".join(owners[name, flag_name])
                 parts.append(f"| `--{flag_name}` | {needs(f)} | {default_of(f)} | {what} | {scripts} |\n")
     return "".join(parts)

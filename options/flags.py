@@ -24,16 +24,16 @@ def flag(
     high: float | None = None,
     multiple: int = 1,
     choices: tuple[str, ...] = (),
-    later: bool = False,
+    learnt: bool = False,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
     kind: "bool", "int", "float", "str" or "ints"; by default the type of `default`.
     low, high: the range of a number, both ends allowed; of every number of an "ints" flag.
-    later: read by the learnt image networks only, which this version does not have.
+    learnt: matters only where the learnt generator makes the frames (--netG fewshot).
     """
     kind = kind or type(default).__name__
-    spec = {"help": help, "kind": kind, "choices": choices, "later": later}
+    spec = {"help": help, "kind": kind, "choices": choices, "learnt": learnt}
     spec |= {"low": low, "high": high, "multiple": multiple}
     return field(default=default, metadata=spec)
 

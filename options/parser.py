@@ -52,7 +52,7 @@ def read_command(
 def _add_flag(section: Any, f: Field) -> None:
     spec, default = f.metadata, default_of(f)
     text = spec["help"] + (f" (default: {default})" if default else "")
-    text += " (no effect yet)" if spec["later"] else ""
+    text += " (of --netG fewshot)" if spec["learnt"] else ""
     shown: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     if spec["kind"] == "bool":
         section.add_argument(f"--{f.name}", action="store_true", **shown)

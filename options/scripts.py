@@ -13,10 +13,13 @@ from options.groups import (
     HEAD_MOTIONS,
     DataFlags,
     DemoDataFlags,
+    DemoLossFlags,
     DemoReferenceFlags,
+    DiscriminatorFlags,
     DrivingFlags,
     GeneratorFlags,
     LossFlags,
+    OptimiserFlags,
     OutputFlags,
     ScheduleFlags,
     TrainReferenceFlags,
@@ -39,7 +42,7 @@ class DemoOptions(ScriptOptions):
     output: OutputFlags = field(default_factory=OutputFlags)
     data: DemoDataFlags = field(default_factory=DemoDataFlags)
     generator: GeneratorFlags = field(default_factory=GeneratorFlags)
-    loss: LossFlags = field(default_factory=LossFlags)
+    loss: DemoLossFlags = field(default_factory=DemoLossFlags)
 
     @classmethod
     def resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -84,8 +87,6 @@ class DemoOptions(ScriptOptions):
             raise UserError("--head_motion target: needs --tgt_video_path, the clip that it is taken from")
 
     def check_ready(self) -> None:
-        if self.generator.netG == "fewshot":
-            raise UserError("--netG fewshot: the learnt generator isn't trained yet; use --netG geometric")
         driving = self.driving
         paths = {"ref_video_path": self.reference_path, "audio_path": driving.audio_path}
         paths["tgt_video_path"] = self.target_path
@@ -103,7 +104,7 @@ class DemoOptions(ScriptOptions):
             f"--{f.name}"
             for group in self.groups().values()
             for f in fields(group)
-            if f.metadata["later"] and given.get(f.name, f.default) != f.default
+            if f.metadata["learnt"] and given.get(f.name, f.default) != f.default
         ]
         if idle and self.generator.netG == "geometric":
             remark(f"--netG geometric makes no use of {', '.join(idle)}")
@@ -193,6 +194,8 @@ class TrainOptions(ScriptOptions):
     reference: TrainReferenceFlags = field(default_factory=TrainReferenceFlags)
     generator: GeneratorFlags = field(default_factory=GeneratorFlags)
     loss: LossFlags = field(default_factory=LossFlags)
+    discriminator: DiscriminatorFlags = field(default_factory=DiscriminatorFlags)
+    optimiser: OptimiserFlags = field(default_factory=OptimiserFlags)
 
     @classmethod
     def resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -200,15 +203,26 @@ class TrainOptions(ScriptOptions):
         return {"name": model, "netG": "fewshot", **cls.MODEL_DEFAULTS[model], **given}
 
     def check_ready(self) -> None:
-        if self.schedule.model == "vid2vid":
-            raise UserError(
-                "--model vid2vid: the image networks aren't in this version; "
-                "train --model expression or --model head_motion"
-            )
         if not self.data.dataroot:
             raise UserError("--dataroot: not given; give the folder of clips to train on")
         if not isdir(self.data.dataroot):
             raise UserError(f"--dataroot {self.data.dataroot}: no such folder; give a folder of clips")
+        if self.schedule.model == "vid2vid":
+            self._check_images()
+
+    def _check_images(self) -> None:
+        if self.generator.preset == "upstream":
+            raise UserError(
+                "--preset upstream: is for loading the public weights, not for training; choose full or lite"
+            )
+        if self.generator.netG != "fewshot":
+            raise UserError(
+                f"--netG {self.generator.netG}: has nothing to train; give fewshot or leave it out"
+            )
+        if self.schedule.continue_train and self.experiment.which_epoch != "latest":
+            raise UserError(
+                f"--which_epoch {self.experiment.which_epoch}: training goes on from latest only; leave it out"
+            )
 
 
 def _check_references(reference: DemoReferenceFlags) -> None:
