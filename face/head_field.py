@@ -29,20 +29,17 @@ BORDER_STILL, BORDER_FREE = 0.01, 0.16  # of the picture's side: no motion up to
 
 def _nearest_on_oval(points: np.ndarray, oval: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance (N,) of points (N, 2) to the closed polygon (M, 3), 0 inside; and depth (N,) of its nearest point."""
-    a, b = oval, np.roll(oval, -1, 0)
-    ab = (b - a)[:, :2]
-    t = ((points[:, None] - a[None, :, :2]) * ab).sum(-1) / (ab**2).sum(-1)
-    t = np.clip(t, 0, 1)
-    nearest = a + t[..., None] * (b - a)  # (N, M, 3)
-    distance = np.linalg.norm(nearest[..., :2] - points[:, None], axis=-1)
-    best = distance.argmin(1)
+    x, y = points[:, :1], points[:, 1:]
+    (ax, ay, az), by = oval.T, np.roll(oval[:, 1], -1)
+    dx, dy, dz = np.roll(oval, -1, 0).T - oval.T
+    # One array per axis: a third of the time that arrays of points take.
+    t = np.clip(((x - ax) * dx + (y - ay) * dy) / (dx**2 + dy**2), 0, 1)  # (N, M)
+    squared = (ax + t * dx - x) ** 2 + (ay + t * dy - y) ** 2
+    best = squared.argmin(1)
     rows = np.arange(len(points))
-    crosses = ((a[:, 1] > points[:, None, 1]) != (b[:, 1] > points[:, None, 1])) & (
-        points[:, None, 0]
-        < (b - a)[:, 0] * (points[:, None, 1] - a[:, 1]) / np.where(ab[:, 1] == 0, 1e-9, ab[:, 1]) + a[:, 0]
-    )
+    crosses = ((ay > y) != (by > y)) & (x < dx * ((y - ay) / np.where(dy == 0, 1e-9, dy)) + ax)
     inside = crosses.sum(1) % 2 == 1
-    return np.where(inside, 0, distance[rows, best]), nearest[rows, best, 2]
+    return np.where(inside, 0, np.sqrt(squared[rows, best])), az[best] + t[rows, best] * dz[best]
 
 
 class HeadField:
@@ -93,7 +90,7 @@ class HeadField:
         points: np.ndarray, distance: np.ndarray, oval: np.ndarray, scale: float
     ) -> np.ndarray:
         """(N, M) share of each oval point's own displacement in the displacement of each grid point."""
-        squared = ((points[:, None] - oval[None, :, :2]) ** 2).sum(-1) / scale**2
+        squared = ((points[:, :1] - oval[:, 0]) ** 2 + (points[:, 1:] - oval[:, 1]) ** 2) / scale**2
         share = np.exp(-(squared - squared.min(1, keepdims=True)) / 0.05)
         share /= share.sum(1, keepdims=True)
         return share * np.exp(-((distance / EXPRESSION_REACH) ** 2))[:, None]

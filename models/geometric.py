@@ -7,6 +7,7 @@ through a soft mask; between the lips is the mouth interior. Baseline and starti
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -42,13 +43,53 @@ class FaceMotion:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """The 3D projection image, and where the reference shows what each target pixel does."""
+
+    ani: Tensor  # (B, 3, S, S) RGB in [0, 1], black outside the face
+    opacity: Tensor  # (B, 1, S, S) soft, in [0, 1]
+    head: Tensor  # (B, S, S, 2) positions in the reference by the head's flow
+    mesh: Tensor  # (B, 2, S, S) the same by the mesh, inside the face
+
+    @cached_property
+    def position(self) -> Tensor:
+        """(B, S, S, 2) the same by both: the head's flow knows only the oval's depth and would tear along the nose."""
+        return torch.lerp(self.head, self.mesh.permute(0, 2, 3, 1), self.opacity.movedim(1, 3))
+
+    @cached_property
+    def flow(self) -> Tensor:
+        """(B, 2, S, S) pixels, x before y: target pixel p is seen in the reference at p + flow."""
+        axis = torch.arange(self.head.shape[1], dtype=self.head.dtype, device=self.head.device)
+        return torch.stack([self.position[..., 0] - axis, self.position[..., 1] - axis[:, None]], 1)
+
+
+@dataclass(frozen=True)
 class GeometricFrames:
-    """What the generator made, RGB in [0, 1]."""
+    """What the generator made, RGB in [0, 1]. Synthesis needs `image` alone; the rest is worked out when asked for."""
 
     image: Tensor  # (B, 3, S, S) the frame
-    ani: Tensor  # (B, 3, S, S) the 3D projection image, black outside the face
-    ani_mask: Tensor  # (B, 1, S, S) soft, in [0, 1]
-    warped: Tensor  # (B, 3, S, S) the whole reference warped
+    projection: Projection
+    picture: Tensor  # (3, S, S) the reference
+
+    @property
+    def ani(self) -> Tensor:
+        """(B, 3, S, S) the 3D projection image, black outside the face."""
+        return self.projection.ani
+
+    @property
+    def ani_mask(self) -> Tensor:
+        """(B, 1, S, S) its soft opacity over the warped reference, in [0, 1]."""
+        return self.projection.opacity
+
+    @property
+    def flow(self) -> Tensor:
+        """(B, 2, S, S) backward, pixels, x before y: target pixel p is seen in the reference at p + flow."""
+        return self.projection.flow
+
+    @cached_property
+    def warped(self) -> Tensor:
+        """(B, 3, S, S) the whole reference warped by `flow`."""
+        return sample_pixels(self.picture, self.projection.position)
 
 
 class GeometricGenerator:
@@ -118,21 +159,30 @@ class GeometricGenerator:
     @torch.inference_mode()
     def __call__(self, motion: FaceMotion) -> GeometricFrames:
         """Frames of B target faces; B frames at a time bound the memory."""
-        batch = len(motion.pose)
-        own = self.reference.canonical[None].repeat(batch, 0)
-        vertices = self._tensor(apply_pose(motion.canonical @ self._deepen.T, motion.pose))
+        made = self.project(motion)
+        # Where the flow's two parts blend, the projection image lies over the head's own.
+        image = torch.lerp(sample_pixels(self._picture, made.head), made.ani, made.opacity)
+        return GeometricFrames(image, made, self._picture)
+
+    @torch.inference_mode()
+    def project(self, motion: FaceMotion) -> Projection:
+        """Everything about B target faces but the frames themselves."""
+        own = self.reference.canonical[None].repeat(len(motion.pose), 0)
+        vertices = self._tensor(self.target_vertices(motion))
         rigid = self._tensor(apply_pose(own @ self._deepen.T, motion.pose))
         pose = motion.pose
         rotation, scale, translation = (
             self._tensor(a) for a in (pose.rotation, pose.scale, pose.translation)
         )
         source = self._field.backward_flow(rotation, scale, translation, vertices, rigid)
-        warped = sample_pixels(self._picture, source)
-        ani, mask, opacity = self._project(vertices, motion)
-        return GeometricFrames(torch.lerp(warped, ani, opacity), ani * mask, opacity, warped)
+        return self._project(vertices, motion, source)
 
-    def _project(self, vertices: Tensor, motion: FaceMotion) -> tuple[Tensor, Tensor, Tensor]:
-        """The 3D projection image, its hard mask and its soft opacity."""
+    def target_vertices(self, motion: FaceMotion) -> np.ndarray:
+        """(B, 478, 3) the target meshes, pixels of the crop."""
+        return apply_pose(motion.canonical @ self._deepen.T, motion.pose)
+
+    def _project(self, vertices: Tensor, motion: FaceMotion, source: Tensor) -> Projection:
+        """Draw the posed mesh; `source`: positions by the head's flow."""
         batch, size = len(vertices), self._size
         canonical = self._tensor(motion.canonical)
         fragments = rasterize(vertices, self._triangles, size, size)
@@ -152,11 +202,12 @@ class GeometricGenerator:
         ones = torch.ones_like(colour[:, :1])
         opacity = (values[:, 2:3] * 2.5).clamp(0, 1)
         is_mouth = (fragments.triangle >= self._n_solid).to(colour.dtype)[:, None]
-        image = to_image(fragments, torch.cat([colour, ones, opacity, is_mouth], 1), batch, size, size)
+        image = to_image(fragments, torch.cat([colour, ones, opacity, is_mouth, xy], 1), batch, size, size)
         ani, mask, opacity = _smooth_edge(image[:, :3], image[:, 5:6]), image[:, 3:4], image[:, 4:5]
         # The mask's stairs are smoothed on the inside: outside of it there is no colour to show.
         soft = _mean_of_neighbours(mask)
-        return ani, mask, opacity * ((soft - 0.5) * 2).clamp(0, 1)
+        opacity = opacity * ((soft - 0.5) * 2).clamp(0, 1)
+        return Projection(ani * mask, opacity, source, image[:, 6:])
 
     def _look(self, xy: Tensor, triangle: Tensor, frame: Tensor, gaze: np.ndarray) -> Tensor:
         """Shift what the eye openings show by the gaze."""
