@@ -1,4 +1,4 @@
-"""Train a network. Face tracks of the clips are made once and kept under cache/tracks."""
+"""Train a network. What is made of the clips, face tracks above all, is made once and kept under cache."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ def train(options: TrainOptions) -> Path:
     """Bring clips and trainer together. Returns where the weights are."""
     from data import head_motion_dataset as heads  # late: --help needs no torch
     from data import motion_dataset as faces
+    from data.training_clips import training_dataset
     from face.expression_basis import load_basis
-    from models import expression_trainer, head_motion_trainer
+    from models import expression_trainer, geometry_stage, head_motion_trainer, train_images
     from talking_head import choose_device
     from util.checkpoints import checkpoint_path
 
-    run, root, splits = options.schedule, options.data.dataroot, ("train", "dev")
+    run, data, device = options.schedule, options.data, choose_device(options.experiment.device)
+    root, cache, splits = data.dataroot, Path(__file__).parent / "cache", ("train", "dev")
+    if run.model == "vid2vid":
+        source = (data, options.reference, geometry_stage.GeometryStage(), cache)
+        return train_images.train_images(options, lambda: training_dataset(*source, seed=run.seed), device)
     path = checkpoint_path(f"{options.experiment.name}/{run.model}.safetensors")
-    tracks = Path(__file__).parent / "cache" / "tracks" / "-".join(Path(root).resolve().parts[1:])
-    plan = (path, run.niter, options.data.batchSize, run.seed, choose_device(options.experiment.device))
+    tracks = cache / "tracks" / "-".join(Path(root).resolve().parts[1:])
+    plan = (path, run.niter, data.batchSize, run.seed, device)
     if run.model == "expression":
         clips, dev = (faces.load_motion_clips(root, split, tracks) for split in splits)
         expression_trainer.train_expression(clips, *plan, left_out=dev, resume=run.continue_train)
@@ -30,11 +35,5 @@ def train(options: TrainOptions) -> Path:
     return path
 
 
-def main() -> None:
-    options = parse_train()
-    if options.ready():
-        print(train(options))
-
-
 if __name__ == "__main__":
-    run_script(main)
+    run_script(lambda: (options := parse_train()).ready() and print(train(options)))

@@ -48,7 +48,7 @@ class FlowNetwork(nn.Module):
         x = self.middle(self.down(torch.cat([target_sketch, source], 1))[-1])
         for up in self.up:
             x = up(double(x))
-        answer = self.head(x)
+        answer = self.head(x).float()  # half precision would round flows to parts of a pixel
         if self.stem > 1:
             answer = F.interpolate(answer, scale_factor=self.stem, mode="bilinear", align_corners=False)
         flow = answer[:, :2] * self.range

@@ -101,11 +101,11 @@ class FewShotGenerator(nn.Module):
         """The finest levels, which see the warped images; the image made and its share of the frame."""
         for i in range(self._n_compose - 1, -1, -1):
             x = self._block(i, x, maps, embedding, others)
-        x = lrelu(x)
-        image = torch.tanh(spread(self.to_image(x), self.config.stem))
+        x, stem = lrelu(x), self.config.stem
+        image = torch.tanh(spread(self.to_image(x), stem).float())  # composed in full precision
         if self.to_share is None:
             return image, None
-        return image, torch.sigmoid(spread(self.to_share(x), self.config.stem) + MADE_AT_FIRST)
+        return image, torch.sigmoid(spread(self.to_share(x), stem).float() + MADE_AT_FIRST)
 
     def _compose_maps(self, warped: dict[str, Tensor], weight: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         return {

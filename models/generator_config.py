@@ -33,6 +33,7 @@ class GeneratorConfig:
     mesh_flow: bool = True  # flows and composition start from the 3D mesh's
     same_flownet: bool = False  # one flow network for all sources
     temporal: bool = False  # compose with the warped previous frame
+    crop_ref: bool = False  # images to be warped come with eyes and mouth blanked
 
     def channels(self, level: int) -> int:
         """Channels at a level; level 0 is the finest, `n_downsample` the bottleneck."""
@@ -56,9 +57,9 @@ class GeneratorConfig:
 
     @classmethod
     def from_json_dict(cls, saved: dict[str, Any], source: str = "checkpoint") -> GeneratorConfig:
-        """Inverse of `to_json_dict`. Raises UserError for entries of another version."""
+        """Inverse of `to_json_dict`; what is missing is as by default. Raises UserError for other entries."""
         known = {f.name: type(f.default) for f in fields(cls)}
-        if not isinstance(saved, dict) or {k: type(v) for k, v in saved.items()} != known:
+        if not isinstance(saved, dict) or any(known.get(k) is not type(v) for k, v in saved.items()):
             raise UserError(f"{source}: its sizes are not those of this version's networks; train it again")
         return cls(**saved)
 
@@ -94,11 +95,13 @@ _SWITCHES = {
     "mesh_flow": "mesh_flow",
     "same_flownet": "same_flownet",
 }
-_TRAINING = {"add_raw_loss": "add_raw", "n_frames_G": "temporal"}
+_TRAINING = {"add_raw_loss": "add_raw", "n_frames_G": "temporal", "crop_ref": "crop_ref"}
 
 
-def config_from_flags(flags: GeneratorFlags, add_raw: bool = False) -> GeneratorConfig:
-    """The sizes that the flags ask for. Raises UserError for a preset that is not ours (upstream)."""
+def config_from_flags(
+    flags: GeneratorFlags, add_raw: bool = False, crop_ref: bool = False
+) -> GeneratorConfig:
+    """The network that the flags ask for. Raises UserError for a preset that is not ours (upstream)."""
     if flags.preset not in PRESETS:
         raise UserError(
             f"--preset {flags.preset}: is for loading the public weights; train with {' or '.join(PRESETS)}"
@@ -108,6 +111,7 @@ def config_from_flags(flags: GeneratorFlags, add_raw: bool = False) -> Generator
         **_asked(flags),
         add_raw=add_raw and flags.composition == "nonlinear",
         temporal=flags.n_frames_G > 1,
+        crop_ref=crop_ref,
     )
     return replace(config, n_adaptive=min(config.n_adaptive, config.n_downsample - 1))
 
