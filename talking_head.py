@@ -9,15 +9,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.reference_samples import ReferenceSamples, clip_faces
 from face.crop import paste
 from face.emotion import emotion_envelope, emotion_offset, emotional_eyes, emotional_lips
 from face.expression_basis import lip_gap, load_basis
 from face.pose import Pose, rotation_from_angles
-from face.reference import Reference, load_reference
+from face.reference import Reference, ReferenceFace, load_reference
 from face.rig import FaceRig
 from models.driving import Driving, read_driving
+from models.fewshot import SHIPPED, FewShotFrames, FrameSynthesiser, generator_path, load_generator
+from models.finetune import TuningPlan, finetune
+from models.generator import FewShotGenerator
+from models.generator_config import check_flags
 from models.geometric import DEPTH, FaceMotion, GeometricGenerator
+from models.geometry_stage import GeometryStage
+from models.perceptual import PerceptualFeatures
 from options.scripts import IMAGE_SUFFIXES, DemoOptions, TestOptions
+from util.checkpoints import checkpoint_path
 from util.errors import UserError, remark
 from util.files import atomic_path, results_folder
 from util.video import VideoWriter, write_contact_sheet
@@ -30,9 +38,9 @@ CLIP_SUFFIXES = (".mp4", ".mpg", ".avi", ".mov", ".mkv", ".webm", ".flv", ".m4v"
 class TalkingHead:
     """Audio (or a target clip) and reference frames in, video frames out."""
 
-    def __init__(self, device: str = "cpu") -> None:
-        """device: "cpu" or "cuda:N"."""
-        self.device = device
+    def __init__(self, device: str = "cpu", network: FrameSynthesiser | None = None) -> None:
+        """device: "cpu" or "cuda:N". network: makes the frames; without one they are the geometric ones."""
+        self.device, self.network = device, network
         self.basis = load_basis()
 
     @classmethod
@@ -43,7 +51,8 @@ class TalkingHead:
             torch.set_num_threads(
                 1
             )  # its pieces are small: a second thread costs more than it brings (benchmarks)
-        return cls(device)
+        network = find_generator(options, device) if options.generator.netG == "fewshot" else None
+        return cls(device, network)
 
     def reference(self, options: DemoOptions) -> Reference:
         """Read the reference that the options name."""
@@ -58,16 +67,27 @@ class TalkingHead:
         same_clip = target is not None and target.resolve() == options.reference_path.resolve()
         return read_driving(options.driving, target, reference, same_clip, self.basis, self.device)
 
+    def finetuned(self, options: DemoOptions, reference: Reference, plan: TuningPlan) -> TalkingHead:
+        """A pipeline whose network has learnt the reference's clip or photo (--finetune); this one stays as it is."""
+        if not isinstance(self.network, FewShotGenerator):
+            remark("--finetune: only networks that train.py trains can be tuned; nothing is changed")
+            return self
+        n_faces = options.reference.finetune_shot
+        faces = clip_faces(options.reference_path, n_faces, reference, self.basis)
+        samples = ReferenceSamples(faces, len(reference.faces), GeometryStage(), _open_mouth(reference))
+        perceptual = PerceptualFeatures().to(self.device)
+        return TalkingHead(self.device, finetune(self.network, samples, perceptual, plan))
+
     def animate(self, reference: Reference, driving: Driving) -> Iterator[np.ndarray]:
         """Frames (S, S, 3) uint8 of the reference's face moved by the driving, one after the other."""
         ani = reference.ani
         copied = driving.copied
         neutral = copied.neutral if driving.same_clip else reference.neutral
         rig = FaceRig(ani.canonical, ani.blendshapes, self.basis, neutral)
-        open_mouth = max(reference.faces, key=lambda f: float(lip_gap(f.canonical)))
         # A clip re-made from its own frame is compared with it: nothing is guessed or beautified there.
         depth, crispness = (1.0, 0.0) if driving.same_clip else (DEPTH, None)
-        generator = GeometricGenerator(ani, self.basis, open_mouth, self.device, depth, crispness)
+        generator = GeometricGenerator(ani, self.basis, _open_mouth(reference), self.device, depth, crispness)
+        learnt = FewShotFrames(self.network, reference, self.device) if self.network else None
         emotion = emotion_offset(self.basis, driving.emotion)
         for first in range(0, driving.n_frames, CHUNK):
             part = slice(first, min(first + CHUNK, driving.n_frames))
@@ -86,10 +106,16 @@ class TalkingHead:
                     meshes = rig.replace_mouth(meshes, spoken)
             meshes = rig.blink(meshes, emotional_eyes(driving.closure[part], driving.emotion, strength))
             motion = FaceMotion(meshes, _pose(ani.pose, driving, part), driving.gaze[part])
-            frames = (
-                generator(motion).image.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            )
-            yield from frames
+            if learnt:
+                image = learnt(generator.project(motion), generator.target_vertices(motion))
+            else:
+                image = generator(motion).image
+            yield from image.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _open_mouth(reference: Reference) -> ReferenceFace:
+    """The face whose mouth interior is shown."""
+    return max(reference.faces, key=lambda f: float(lip_gap(f.canonical)))
 
 
 def _pose(own: Pose, driving: Driving, part: slice) -> Pose:
@@ -99,6 +125,18 @@ def _pose(own: Pose, driving: Driving, part: slice) -> Pose:
     rotation = rotation_from_angles(curve.angles[part])
     scale = (unit * np.exp(curve.log_scale[part])).astype(np.float32)
     return Pose(rotation, scale, (own.translation + shift).astype(np.float32))
+
+
+def find_generator(options: DemoOptions, device: str) -> FrameSynthesiser:
+    """The network of the run --name, or the shipped one where there is no such run. Raises UserError."""
+    name = options.experiment.name
+    path, named = generator_path(name, options.experiment.which_epoch), options.generator.names_architecture
+    if path is None and named:
+        remark(f"--name {name}: no such run under checkpoints/; the shipped generator makes the frames")
+    network = load_generator(path or checkpoint_path(SHIPPED), device=device)
+    if path is not None and named:
+        check_flags(options.generator, network.config, str(path))
+    return network
 
 
 def choose_device(wanted: str) -> str:
@@ -124,6 +162,8 @@ def make_video(options: DemoOptions, head: TalkingHead | None = None) -> Path:
     head = head or TalkingHead.load(options)
     reference = head.reference(options)
     driving = head.driving(options, reference)
+    if options.reference.finetune and head.network:
+        head = head.finetuned(options, reference, TuningPlan(seed=options.driving.seed))
     frames = head.animate(reference, driving)
     if options.output.full_frame:
         box = reference.ani.box
