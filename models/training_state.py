@@ -68,9 +68,27 @@ class TrainingState:
             module.load_state_dict({k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)})
         for name, optimiser in self.optimisers.items():
             _restore_optimiser(optimiser, f"optimiser.{name}.", tensors)
+        self._place(numbers)
+        self.guard.restore(numbers["guard"])
+
+    def grow(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take up a single-frame training's networks and position for a temporal one.
+
+        What only the temporal networks have keeps its initial weights, and the optimisers start anew. Raises
+        RuntimeError where the rest does not fit.
+        """
+        for name, module in self._modules().items():
+            start, own = f"{name}.", module.state_dict()
+            held = {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
+            for key in own.keys() - held.keys():
+                if {"prev", "temporal"} & set(key.split(".")):
+                    held[key] = own[key]
+            module.load_state_dict(held)
+        self._place(numbers)
+
+    def _place(self, numbers: Mapping[str, Any]) -> None:
         self.position = Position(*(int(numbers[k]) for k in ("epoch", "samples", "step")))
         self.average.n_updates = int(numbers["n_averaged"])
-        self.guard.restore(numbers["guard"])
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"generator": self.generator, "critics": self.critics, "average": self.average.module}
@@ -137,7 +155,14 @@ def resume(path: Path, state: TrainingState, options: TrainOptions, config: Gene
     tensors, note = load_tensors(file, "--continue_train")
     try:
         source = str(path)
-        check_same(config, GeneratorConfig.from_json_dict(note["config"], source), source)
+        found = GeneratorConfig.from_json_dict(note["config"], source)
+        if config.temporal and found == replace(config, temporal=False):
+            state.grow(tensors, note["state"])
+            remark(
+                f"--n_frames_G: {path} was trained on single frames; what looks at the frame before starts anew"
+            )
+            return True
+        check_same(config, found, source)
         for name, had in note["critics"].items():
             asked = getattr(options.discriminator, name)
             if asked != had:
