@@ -17,13 +17,14 @@ from face.pose import Pose, rotation_from_angles
 from face.reference import Reference, ReferenceFace, load_reference
 from face.rig import FaceRig
 from models.driving import Driving, read_driving
-from models.fewshot import SHIPPED, FewShotFrames, FrameSynthesiser, generator_path, load_generator
+from models.fewshot import IMPORTED, SHIPPED, FewShotFrames, FrameSynthesiser, generator_path, load_generator
 from models.finetune import TuningPlan, finetune
 from models.generator import FewShotGenerator
 from models.generator_config import check_flags
 from models.geometric import DEPTH, FaceMotion, GeometricGenerator
 from models.geometry_stage import GeometryStage
 from models.perceptual import PerceptualFeatures
+from models.upstream.synthesiser import UpstreamSynthesiser
 from options.scripts import IMAGE_SUFFIXES, DemoOptions, TestOptions
 from util.checkpoints import checkpoint_path
 from util.errors import UserError, remark
@@ -74,7 +75,13 @@ class TalkingHead:
             return self
         n_faces = options.reference.finetune_shot
         faces = clip_faces(options.reference_path, n_faces, reference, self.basis)
-        samples = ReferenceSamples(faces, len(reference.faces), GeometryStage(), _open_mouth(reference))
+        samples = ReferenceSamples(
+            faces,
+            len(reference.faces),
+            GeometryStage(),
+            _open_mouth(reference),
+            self.network.config.crop_ref,
+        )
         perceptual = PerceptualFeatures().to(self.device)
         return TalkingHead(self.device, finetune(self.network, samples, perceptual, plan))
 
@@ -129,13 +136,15 @@ def _pose(own: Pose, driving: Driving, part: slice) -> Pose:
 
 def find_generator(options: DemoOptions, device: str) -> FrameSynthesiser:
     """The network of the run --name, or the shipped one where there is no such run. Raises UserError."""
-    name = options.experiment.name
-    path, named = generator_path(name, options.experiment.which_epoch), options.generator.names_architecture
-    if path is None and named:
+    name, named = options.experiment.name, options.generator.names_architecture
+    run = generator_path(name, options.experiment.which_epoch)
+    if run is None and named:
         remark(f"--name {name}: no such run under checkpoints/; the shipped generator makes the frames")
-    network = load_generator(path or checkpoint_path(SHIPPED), device=device)
-    if path is not None and named:
-        check_flags(options.generator, network.config, str(path))
+    path = run or checkpoint_path(SHIPPED)
+    load = UpstreamSynthesiser.load if path.name == IMPORTED else load_generator
+    network = load(path, "--name", device)
+    if run and named:
+        check_flags(options.generator, network.config, str(run))
     return network
 
 
