@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from face.landmarks68 import to_landmarks68
 from face.part_boxes import template_masks
 from face.reference import Reference
 from face.sketch import draw_sketch
-from models.embedding import Identity
 from models.generator import FewShotGenerator
 from models.generator_config import GeneratorConfig
 from models.geometric import Projection
@@ -24,6 +23,7 @@ from util.checkpoints import checkpoint_path, load_tensors
 from util.errors import UserError
 
 SHIPPED = "generator.safetensors"
+IMPORTED = "upstream_G.safetensors"  # public weights, from scripts/import_upstream.py
 FORMAT = "fewshot"
 
 
@@ -32,10 +32,10 @@ class FrameSynthesiser(Protocol):
 
     config: GeneratorConfig
 
-    def encode(self, references: References) -> Identity:
+    def encode(self, references: References) -> Any:
         """What depends on the references alone."""
 
-    def synthesise(self, identity: Identity, inputs: FrameInputs) -> Synthesis:
+    def synthesise(self, identity: Any, inputs: FrameInputs) -> Synthesis:
         """Frames of B inputs."""
 
 
@@ -58,9 +58,12 @@ def load_generator(path: str | Path, flag: str = "--name", device: str = "cpu") 
 
 
 def generator_path(name: str, which_epoch: str) -> Path | None:
-    """The generator that a run left under checkpoints/NAME/, or None where there is no such run."""
+    """The generator of a run under checkpoints/NAME/: trained, else imported; None where there is no such run."""
     folder = checkpoint_path(name)
-    return folder / f"{which_epoch}_G.safetensors" if folder.is_dir() else None
+    trained, imported = folder / f"{which_epoch}_G.safetensors", folder / IMPORTED
+    if imported.is_file() and not trained.is_file():
+        return imported
+    return trained if folder.is_dir() else None
 
 
 @dataclass(frozen=True)

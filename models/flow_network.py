@@ -11,13 +11,14 @@ from models.layers import HEAD_GAIN, Conv, ConvBlock, Pyramid, ResBlock, double
 from models.warp import resample
 
 FREE_RANGE, MESH_RANGE = 20.0, 5.0  # pixels that one unit of the network's answer moves
-MESH_CONFIDENCE = 8.0  # logits between "mesh, surely" and "not the mesh"
+STILL_AT_FIRST = -4.0  # logit: how much of a pixel stands still whatever the mesh says
 
 
 class FlowNetwork(nn.Module):
     """Target sketch, source sketch and source image to flow and occlusion weight.
 
-    With a start (the exact flow of the 3D mesh) the source is warped by it first and the network adds what is missing.
+    With a start (the exact flow of the 3D mesh) the source is warped by it first; the network says where it does not
+    hold, because a background stands still behind the head, and adds what is missing.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -33,7 +34,7 @@ class FlowNetwork(nn.Module):
         self.up = nn.ModuleList(
             ConvBlock(a, b) for a, b in zip(channels[:0:-1], channels[-2::-1], strict=True)
         )
-        self.head = Conv(channels[0], 3, gain=HEAD_GAIN)
+        self.head = Conv(channels[0], 4 if config.mesh_flow else 3, gain=HEAD_GAIN)
 
     def forward(
         self, target_sketch: Tensor, sketch: Tensor, image: Tensor, start: Tensor | None
@@ -52,4 +53,6 @@ class FlowNetwork(nn.Module):
         if self.stem > 1:
             answer = F.interpolate(answer, scale_factor=self.stem, mode="bilinear", align_corners=False)
         flow = answer[:, :2] * self.range
-        return flow if start is None else flow + start, answer[:, 2:]
+        if start is not None:
+            flow = flow + start * torch.sigmoid(-answer[:, 3:] - STILL_AT_FIRST)
+        return flow, answer[:, 2:3]

@@ -13,7 +13,7 @@ from util.errors import UserError
 
 
 class UpstreamSynthesiser:
-    """Public weights as a `models.fewshot.FrameSynthesiser`; the references are encoded for every frame, as published."""
+    """Public weights as a `models.fewshot.FrameSynthesiser`; references are encoded for every frame, as published."""
 
     def __init__(self, network: UpstreamGenerator) -> None:
         """network: in evaluation mode."""
