@@ -17,7 +17,7 @@ from models.distributed import World
 from models.ema import AveragedWeights
 from models.schedule import EpochPlan, n_epochs, plan_epoch
 from models.step_guard import StepGuard
-from models.stop_request import StopRequest, ignore_interrupt
+from models.stop_request import StopRequest, stand_apart
 from models.train_step import DiscriminatorStep, GeneratorStep, Judges
 from models.training_log import TrainingLog
 from models.training_state import Position, RunFolder, TrainingState, resume
@@ -188,7 +188,7 @@ class ImageTrainer:
             collate_fn=FaceBatch.stack,
             num_workers=data.nThreads,
             persistent_workers=data.nThreads > 0,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=stand_apart,
             pin_memory=world.device.type == "cuda",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -34,6 +35,10 @@ class StopRequest:
         self._before = {}
 
 
-def ignore_interrupt(worker: int) -> None:
-    """For a DataLoader's workers: the terminal sends Ctrl-C to them too, but the step under way needs them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def stand_apart(worker: int) -> None:
+    """For a DataLoader's workers: signals to the process group, from a terminal or torchrun, are not for them.
+
+    The step under way needs them; they end with the process that they read for.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

@@ -74,11 +74,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_losses(tmp_path: Path) -> N
 def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
     log = tmp_path / "losses"
     env = os.environ | {"PYTHONPATH": str(PROGRAM.parents[1])}
-    command = [sys.executable, PROGRAM, tmp_path / "run", log, "--niter", "500"]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, PROGRAM, tmp_path / "run", log, "--niter", "500", "--nThreads", "1"]
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not log.exists() or not log.read_text():
         time.sleep(0.02)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # the reader process gets it, too, as from torchrun
     error = process.communicate(timeout=30)[1]
     assert "KeyboardInterrupt" in error  # run_script makes one line of it
     note = load_tensors(tmp_path / "run" / "training.safetensors")[1]
