@@ -33,6 +33,8 @@ from models.generator_config import PRESETS
 from models.losses import discriminator_losses, generator_losses
 from models.perceptual import PerceptualFeatures
 from models.train_step import detached
+from models.upstream import UpstreamConfig, build_generator
+from models.upstream.synthesiser import UpstreamSynthesiser
 from options.groups import DiscriminatorFlags, LossFlags
 from util.batch import FaceBatch, FrameInputs, References
 
@@ -74,22 +76,10 @@ def frame_rows(k: int, device: str) -> dict[str, Callable[[], Work]]:
         return lambda: generator(shown, inputs)
 
     def upstream() -> Work:
-        from models.upstream.combiner import build_generator
-        from models.upstream.config import UpstreamConfig
-        from models.upstream.tensors import UpstreamInput
-
-        generator = build_generator(UpstreamConfig(n_shot=k)).to(device).eval()
-        shown, x = references(1, k, device), frame_inputs(1, device)
-        given = UpstreamInput(
-            tgt_lmark=x.sketch,
-            ref_lmarks=shown.sketch,
-            ref_imgs=shown.image,
-            warp_ref_img=x.warp_image,
-            warp_ref_lmark=x.warp_sketch,
-            ani_img=x.ani_image,
-            ani_lmark=x.ani_sketch,
-        )
-        return lambda: generator(given)
+        network = build_generator(UpstreamConfig(n_shot=k)).to(device).eval()
+        synthesiser, inputs = UpstreamSynthesiser(network), frame_inputs(1, device)
+        identity = synthesiser.encode(references(1, k, device))
+        return lambda: synthesiser.synthesise(identity, inputs)
 
     return {
         "full, references encoded again for every frame": again,
