@@ -33,19 +33,19 @@ def linear(raw: Tensor, warped: dict[str, Tensor], weight: dict[str, Tensor]) ->
     return image, after_ani
 
 
-def nonlinear(
-    made: Tensor, share: Tensor | None, warped: dict[str, Tensor], weight: dict[str, Tensor]
-) -> Tensor:
+def nonlinear(made: Tensor, is_change: bool, warped: dict[str, Tensor], weight: dict[str, Tensor]) -> Tensor:
     """The image made by the decoder, which has seen the warped ones.
 
-    share (B, 1, H, W) in [0, 1], with the mesh's start: how much of the frame is `made`; the rest is the 3D image over
-    the reference, as warped. None: all of it (the paper's composition).
+    is_change, with the mesh's start: `made` (B, 3, H, W) in [-2, 2] is what is added to the 3D image over the
+    reference, as warped. A share of the frame that the decoder paints anew was tried in its place: it fell to nothing
+    within a few hundred steps, for an untrained painter spoils the frame, and the decoder learnt no more. Otherwise
+    `made` is the frame, in [-1, 1] (the paper's composition).
     """
-    if share is None or not warped:
+    if not is_change:
         return made
     if "ref" in warped and "ani" in warped:
         base = torch.lerp(warped["ref"], warped["ani"], weight["ref"])
     else:
-        base = warped.get("ref", warped.get("ani", made))
-    image = torch.lerp(base, made, share)
+        base = next(iter(warped.values()))
+    image = (base + made).clamp(-1, 1)
     return torch.lerp(warped["prev"], image, weight["prev"]) if "prev" in warped else image

@@ -18,7 +18,7 @@ from options.groups import LossFlags
 from util.batch import FaceBatch
 
 # What the method tunes, by our modules' names: the generator of the SPADE weights, the decoder, its output layers.
-TUNED = ("embedding.generators.", "blocks.", "to_image.", "to_share.")
+TUNED = ("embedding.generators.", "blocks.", "to_image.")
 # The warped images don't depend on what is tuned: their terms are left out.
 LOSSES = LossFlags(lambda_vgg=5.0, face_l1=20.0, mask_l1=5.0, lambda_warp=0.0, lambda_flow=0.0)
 BETAS, CLIP_GRAD = (0.0, 0.999), 10.0  # the generator's Adam and limit in training

@@ -16,8 +16,7 @@ from models.warp import resample
 from util.batch import FrameInputs, References, Synthesis
 from util.errors import UserError
 
-MADE_AT_FIRST = -3.0  # logit of the decoder's share in a frame that starts as the geometric one
-PREV_AT_FIRST, PREV_LEAST = 2.0, 0.4  # logit and least weight of the new image against the previous frame
+PREV_AT_FIRST, PREV_LEAST = 1.0, 0.6  # logit and least weight of the new image: what drags on dies out
 
 
 class FewShotGenerator(nn.Module):
@@ -49,9 +48,12 @@ class FewShotGenerator(nn.Module):
             )
             for i in range(n + 1)
         )
-        self.to_image = Conv(channels[0], 3 * config.stem**2, gain=HEAD_GAIN)
-        shares = config.composition == "nonlinear" and config.mesh_flow and config.sources
-        self.to_share = Conv(channels[0], config.stem**2, gain=HEAD_GAIN) if shares else None
+        # With the mesh's start the decoder says what changes in the frame, else what it is.
+        self.changes = config.composition == "nonlinear" and config.mesh_flow and bool(config.sources)
+        gain = HEAD_GAIN / 10 if self.changes else HEAD_GAIN
+        self.to_image = Conv(channels[0], 3 * config.stem**2, gain=gain)
+        needs_own = self.changes and config.add_raw
+        self.to_raw = Conv(channels[0], 3 * config.stem**2, gain=HEAD_GAIN) if needs_own else None
 
     def forward(self, references: References, inputs: FrameInputs) -> Synthesis:
         """The frame of B samples."""
@@ -72,15 +74,16 @@ class FewShotGenerator(nn.Module):
         n_shared = len(self.blocks) - self._n_compose
         for i in range(len(self.blocks) - 1, -1, -1)[:n_shared]:
             x = self._block(i, x, maps, embedding, {})
-        made, share = self._finish(x, maps, embedding, self._compose_maps(warped, weight))
+        features = self._finish(x, maps, embedding, self._compose_maps(warped, weight))
+        made = self._picture(self.to_image, features)
         raw = ani_composed = None
         if self.config.composition == "linear":
             raw = made
             image, ani_composed = linear(made, warped, weight)
         else:
-            image = nonlinear(made, share, warped, weight)
+            image = nonlinear(2 * made if self.changes else made, self.changes, warped, weight)
             if self.config.add_raw and self.training:
-                raw, _ = self._finish(x, maps, embedding, {})
+                raw = self._picture(self.to_raw or self.to_image, self._finish(x, maps, embedding, {}))
         return Synthesis(image, raw, ani_composed, warped, flow, weight, embedding.attention)
 
     @property
@@ -97,15 +100,15 @@ class FewShotGenerator(nn.Module):
 
     def _finish(
         self, x: Tensor, maps: list[Tensor], embedding: Embedding, others: dict[str, list[Tensor]]
-    ) -> tuple[Tensor, Tensor | None]:
-        """The finest levels, which see the warped images; the image made and its share of the frame."""
+    ) -> Tensor:
+        """The finest levels, which see the warped images: features (B, C, h, w)."""
         for i in range(self._n_compose - 1, -1, -1):
             x = self._block(i, x, maps, embedding, others)
-        x, stem = lrelu(x), self.config.stem
-        image = torch.tanh(spread(self.to_image(x), stem).float())  # composed in full precision
-        if self.to_share is None:
-            return image, None
-        return image, torch.sigmoid(spread(self.to_share(x), stem).float() + MADE_AT_FIRST)
+        return lrelu(x)
+
+    def _picture(self, layer: nn.Module, features: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1], in full precision, in which it is composed."""
+        return torch.tanh(spread(layer(features), self.config.stem).float())
 
     def _compose_maps(self, warped: dict[str, Tensor], weight: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         return {

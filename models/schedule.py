@@ -43,5 +43,7 @@ def plan_epoch(options: TrainOptions, epoch: int) -> EpochPlan:
         doublings = (epoch - run.niter_single - 1) // run.niter_step
         n_frames = min(n_first * 2 ** min(doublings, 10), max(MAX_FRAMES, n_first))
         rate *= _TEMPORAL_RATE
-    wanted = options.loss.lambda_gan > 0 or (options.loss.lambda_feat > 0 and not options.loss.no_ganFeat_loss)
+    wanted = options.loss.lambda_gan > 0 or (
+        options.loss.lambda_feat > 0 and not options.loss.no_ganFeat_loss
+    )
     return EpochPlan(epoch, n_frames, rate, wanted and epoch >= options.discriminator.gan_start)

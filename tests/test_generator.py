@@ -135,7 +135,14 @@ def test_linear_composition_takes_by_weight() -> None:
 
 def test_nonlinear_composition_without_the_mesh_is_the_image_made() -> None:
     made = frame_inputs().warp_image
-    assert nonlinear(made, None, {"ref": -made}, {"ref": made[:, :1]}) is made
+    assert nonlinear(made, False, {"ref": -made}, {"ref": made[:, :1]}) is made
+
+
+def test_nonlinear_composition_adds_to_the_warped_images() -> None:
+    one, inside = torch.ones(1, 3, 2, 2), torch.tensor([[[[0.0, 1], [0, 1]]]])
+    image = nonlinear(0.25 * one, True, {"ref": -0.5 * one, "ani": 0.5 * one}, {"ref": inside})
+    assert torch.equal(image, (inside - 0.5 + 0.25).expand(1, 3, 2, 2))
+    assert torch.equal(nonlinear(one, True, {"ref": 0.5 * one}, {"ref": inside}), one)  # clipped
 
 
 def test_a_size_that_does_not_halve_is_refused() -> None:
