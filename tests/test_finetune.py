@@ -149,7 +149,7 @@ def test_a_photo_is_tuned_on_itself(n_shot: int) -> None:
     assert torch.equal(plain.tgt_sketch.flip(-1), mirrored.tgt_sketch)
     assert not torch.equal(plain.tgt_image.flip(-1), mirrored.tgt_image)  # the light is another
     generator = FewShotGenerator(TINY_LITE).eval()
-    tuned = finetune(generator, samples, None, TuningPlan(steps=6, rate=0.003))
+    tuned = finetune(generator, samples, None, TuningPlan(steps=30, rate=0.001))
     few = [samples[k] for k in range(4)]
     assert tuning_loss(tuned, few, None) < tuning_loss(generator, few, None)
 

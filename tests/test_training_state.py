@@ -108,7 +108,7 @@ def test_checkpoint_of_the_generator(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--ngf", "8"), ("--ndf", "8"), ("--n_frames_G", "2"), ("--n_layers_D", "3")]
+    ("flag", "value"), [("--ngf", "8"), ("--ndf", "8"), ("--mesh_flow", "off"), ("--n_layers_D", "3")]
 )
 def test_other_networks_are_refused_by_the_flags_name(tmp_path: Path, flag: str, value: str) -> None:
     train(tmp_path, "--niter", "1")
