@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 REPO = Path(__file__).resolve().parents[1]
 PACK = REPO.parent / "shared" / "pack" / "data"
@@ -81,6 +82,14 @@ def write_sound(path: Path, samples: np.ndarray, rate: int, codec: str) -> Path:
         box.mux(stream.encode(_sound_frame(samples, rate)))
         box.mux(stream.encode(None))
     return path
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """The pipeline sets torch's threads for the whole process; results equal to the bit need the number they had."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
