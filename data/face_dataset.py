@@ -23,7 +23,7 @@ from face.landmarks68 import to_landmarks68
 from face.part_boxes import face_boxes, mouth_boxes, template_masks
 from face.pose import Pose, to_canonical
 from face.reference import ReferenceFace
-from face.sketch import draw_sketch
+from face.sketch import sketch_maps
 from util.batch import FaceBatch
 from util.errors import UserError, remark
 
@@ -176,7 +176,7 @@ class FaceDataset(Dataset):
         size = pictures.shape[1]
         landmarks = to_landmarks68(vertices)
         images = light.of_bytes(pictures)
-        sketches = torch.from_numpy(draw_sketch(landmarks, size))[:, None].float() / 255
+        sketches = sketch_maps(landmarks, size)
         templates = template_masks(landmarks, size)
         n, w = len(choice.targets), choice.references.index(choice.warped)
         warped = images[w].masked_fill(templates[w] > 0, -1) if self.plan.crop_ref else images[w]

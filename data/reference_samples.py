@@ -18,7 +18,7 @@ from face.landmarks68 import to_landmarks68
 from face.part_boxes import face_boxes, mouth_boxes, template_masks
 from face.pose import fit_pose, to_canonical
 from face.reference import HALF_PIXEL, Reference, ReferenceFace
-from face.sketch import draw_sketch
+from face.sketch import sketch_maps
 from face.tracker import track_frames
 from util.batch import FaceBatch
 from util.image import is_image
@@ -115,7 +115,7 @@ class ReferenceSamples(Sequence[FaceBatch]):
         pictures = np.stack([f.image for f in used])
         images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
         size = images.shape[-1]
-        sketches = torch.from_numpy(draw_sketch(landmarks, size))[:, None].float() / 255
+        sketches = sketch_maps(landmarks, size)
         templates = template_masks(landmarks[-2:], size)  # of the warped face and the target
         blank = (templates > 0) & self._crop_ref
         made = self._stage(warped, lambda: (source, self._open_mouth), goal.canonical[None], goal.pose)

@@ -13,6 +13,8 @@ the forehead.
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from face.landmarks68 import check_landmarks68
 from util.errors import UserError
@@ -129,3 +131,8 @@ def draw_sketch(landmarks: np.ndarray, size: int | tuple[int, int], upper_face: 
         for dx in (-1, 0):
             flat[row * width + np.clip(x + dx, 0, width - 1)] = 255
     return canvas.reshape(*landmarks.shape[:-2], height, width)
+
+
+def sketch_maps(landmarks: np.ndarray, size: int) -> Tensor:
+    """`draw_sketch` of N faces as the networks take it: (N, 1, size, size) float32 in [0, 1], on the CPU."""
+    return torch.from_numpy(draw_sketch(landmarks, size))[:, None].float() / 255

@@ -96,9 +96,9 @@ class HybridEmbedding(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        channels = [config.channels(i) for i in range(config.n_downsample + 1)]
+        channels = config.level_channels
         self.hybrid = config.embedding != "fewshot"
-        n_adaptive = config.n_adaptive if config.adaptive_spade else 0
+        n_adaptive = config.n_made_levels
         n_label = max(n_adaptive, FUSED_LEVEL if self.hybrid else 0)  # deeper levels would serve nothing
         self.image = Pyramid(3, channels, config.stem)
         self.label = Pyramid(1, channels[: n_label + 1], config.stem) if n_label else None

@@ -13,9 +13,9 @@ from torch import Tensor
 from face.landmarks68 import to_landmarks68
 from face.part_boxes import template_masks
 from face.reference import Reference
-from face.sketch import draw_sketch
+from face.sketch import sketch_maps
 from models.generator import FewShotGenerator
-from models.generator_config import GeneratorConfig
+from models.generator_config import FORMAT, GeneratorConfig
 from models.geometric import Projection
 from models.mesh_flow import previous_flow
 from util.batch import FrameInputs, References, Synthesis
@@ -24,7 +24,6 @@ from util.errors import UserError
 
 SHIPPED = "generator.safetensors"
 IMPORTED = "upstream_G.safetensors"  # public weights, from scripts/import_upstream.py
-FORMAT = "fewshot"
 
 
 class FrameSynthesiser(Protocol):
@@ -102,8 +101,7 @@ class FewShotFrames:
     def inputs(self, shown: Projection, vertices: np.ndarray) -> FrameInputs:
         """What the generator is given for B frames."""
         batch, size = len(vertices), self._warp_image.shape[-1]
-        sketch = draw_sketch(to_landmarks68(vertices), size)
-        sketch = torch.from_numpy(sketch)[:, None].to(self._device).float() / 255
+        sketch = sketch_maps(to_landmarks68(vertices), size).to(self._device)
         outside = ~shown.ani.any(1, keepdim=True)
         if self.generator.config.crop_ref:
             outside = outside | self._blank(vertices)
@@ -138,5 +136,4 @@ class FewShotFrames:
 def _picture(image: np.ndarray, vertices: np.ndarray, device: str) -> tuple[Tensor, Tensor]:
     """A face's image (3, S, S) in [-1, 1] and its sketch (1, S, S) in [0, 1]."""
     pixels = torch.tensor(image, device=device).permute(2, 0, 1).float() / 127.5 - 1
-    sketch = draw_sketch(to_landmarks68(vertices), image.shape[0])
-    return pixels, torch.from_numpy(sketch)[None].to(device).float() / 255
+    return pixels, sketch_maps(to_landmarks68(vertices[None]), image.shape[0])[0].to(device)

@@ -26,7 +26,7 @@ class FewShotGenerator(nn.Module):
         super().__init__()
         self.config = config
         n = config.n_downsample
-        channels = [config.channels(i) for i in range(n + 1)]
+        channels = config.level_channels
         self.embedding = HybridEmbedding(config)
         self.target = TargetEmbedding(config)
         flows = ("all",) if config.same_flownet else config.sources
@@ -36,7 +36,7 @@ class FewShotGenerator(nn.Module):
         self.composed = nn.ModuleDict(
             {source: Pyramid(4, channels[:n_compose], config.stem) for source in composes}
         )
-        n_adaptive = config.n_adaptive if config.adaptive_spade else 0
+        n_adaptive = config.n_made_levels
         self.blocks = nn.ModuleList(
             SpadeBlock(
                 channels[min(i + 1, n)],

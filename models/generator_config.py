@@ -8,6 +8,8 @@ from typing import Any
 from options.groups import GeneratorFlags
 from util.errors import UserError
 
+FORMAT = "fewshot"  # what the note of a checkpoint of such a network says it is
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -38,6 +40,16 @@ class GeneratorConfig:
     def channels(self, level: int) -> int:
         """Channels at a level; level 0 is the finest, `n_downsample` the bottleneck."""
         return min(self.ngf * 2**level, self.max_channels)
+
+    @property
+    def level_channels(self) -> list[int]:
+        """Channels of every level, finest first."""
+        return [self.channels(level) for level in range(self.n_downsample + 1)]
+
+    @property
+    def n_made_levels(self) -> int:
+        """Finest levels whose SPADE weights are made from the references: 0 without adaptive SPADE."""
+        return self.n_adaptive if self.adaptive_spade else 0
 
     @property
     def sources(self) -> tuple[str, ...]:

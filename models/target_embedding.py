@@ -14,8 +14,8 @@ class TargetEmbedding(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        channels = [config.channels(i) for i in range(config.n_downsample + 1)]
-        self.n_adaptive = config.n_adaptive if config.adaptive_spade else 0
+        channels = config.level_channels
+        self.n_adaptive = config.n_made_levels
         self.down = Pyramid(1, channels, config.stem)
         self.up = nn.ModuleList(
             nn.Identity() if i < self.n_adaptive else Conv1(channels[i + 1], channels[i])

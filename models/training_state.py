@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.ema import AveragedWeights
-from models.generator_config import GeneratorConfig, check_same
+from models.generator_config import FORMAT, GeneratorConfig, check_same
 from models.step_guard import StepGuard
 from options.scripts import TrainOptions
 from util.checkpoints import load_tensors, save_tensors
@@ -20,7 +20,6 @@ from util.errors import UserError, remark
 from util.files import atomic_path, results_folder
 
 STATE_FILE = "training.safetensors"
-FORMAT = "fewshot"
 _CRITIC_FLAGS = ("ndf", "n_layers_D", "num_D", "add_face_D", "add_mouth_D")
 
 
