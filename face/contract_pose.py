@@ -7,6 +7,8 @@ They are kept as rt = [rotation vector in radians, translation in pixels]. Sourc
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -19,6 +21,27 @@ STABLE_POINTS = np.array(
 )
 LANDMARK_WINDOW = 5  # frames of the Hann window over landmark tracks
 _STACK = 2048  # frames per batch of singular value decompositions: bounds the memory of hour-long clips
+
+
+@cache
+def standard_face(size: int = 256) -> np.ndarray:
+    """(68, 3) float32: the face without a pose that our `*_front.npy` and `*_rt.npy` refer to, pixels of a crop.
+
+    The expression basis' mean face, as large and where `face.crop` puts a frontal one in its size x size pixels.
+    """
+    from face.crop import ABOVE_EYES, FACE_UNIT, LEFT_OF_EYES, SIDE, face_geometry  # which imports this file
+    from face.expression_basis import load_basis
+    from face.landmarks68 import to_landmarks68
+
+    face = to_landmarks68(load_basis().template).astype(np.float64)
+    unit = size / SIDE  # crop pixels per pixel of the contract
+    (extent,), _ = face_geometry(face[None])
+    face *= FACE_UNIT * unit / extent
+    _, (eyes,) = face_geometry(face[None])
+    face[:, :2] += np.array([LEFT_OF_EYES, ABOVE_EYES]) * unit - eyes - 0.5  # the centres of pixels are whole
+    face = face.astype(np.float32)
+    face.flags.writeable = False
+    return face
 
 
 def rigid_fit(points: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ FACE_UNIT = 90.0  # the face box that the contract's figures are for
 SIDE, LEFT_OF_EYES, ABOVE_EYES = 205.0, 100.0, 80.0  # per FACE_UNIT of face box
 CROP_WINDOW = 11  # frames of the Hann window over the crop's path
 MAX_SHRINK = 0.2  # a window may lose this part of its side to fit into the picture
+MAX_PLAIN_STEP = 1.2  # see `extract_whole`
 MAX_DIRECT_STEP = 4.0  # above this reduction, whole blocks of pixels are averaged first
 
 
@@ -39,7 +40,7 @@ class CropBox:
     side: float
 
 
-def _geometry(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def face_geometry(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Face size (T,) and point between the eyes (T, 2), pixels, of landmarks (T, 68, 2 or 3)."""
     if not np.isfinite(landmarks).all() or not len(landmarks):
         raise UserError("crop: landmarks are missing or not finite; a face in every frame is needed")
@@ -72,7 +73,7 @@ def crop_boxes(
     shapes, UserError for values that are not finite.
     """
     check_landmarks68(landmarks, n_axes=3, dims=(2, 3))
-    face, eyes = _geometry(landmarks)
+    face, eyes = face_geometry(landmarks)
     unit = face.mean() / FACE_UNIT
     eyes = np.broadcast_to(eyes.mean(0), eyes.shape) if static else smooth_hann(eyes, CROP_WINDOW)
     side = float(max(int(SIDE * unit), 1))
@@ -127,6 +128,29 @@ def extract(image: np.ndarray, box: CropBox, size: int = CROP_SIZE) -> np.ndarra
     image: (H, W) or (H, W, C). Accurate to 1/32 pixel; free of aliasing at any reduction.
     """
     return _resample(image, box.left, box.top, box.side / size, size, size)
+
+
+def whole(box: CropBox) -> CropBox:
+    """The box of whole pixels nearest to this one; `extract_whole` is several times as fast as `extract`."""
+    return CropBox(float(round(box.left)), float(round(box.top)), float(max(round(box.side), 1)))
+
+
+def extract_whole(image: np.ndarray, box: CropBox, size: int = CROP_SIZE) -> np.ndarray:
+    """`extract` of a box of whole pixels, (H, W, 3) to (size, size, 3), uint8 or float32.
+
+    Up to a reduction by 1.2 plain cubic interpolation is nearer to the truth than a mean: a grating of 0.3 waves per
+    pixel is off by 9 % then, not by 21 %, and only what is finer than 0.42 can alias.
+    """
+    height, width = image.shape[:2]
+    left, top, side = (int(v) for v in (box.left, box.top, box.side))
+    over = max(-top, 0), max(top + side - height, 0), max(-left, 0), max(left + side - width, 0)
+    part = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    if not part.size or max(over) >= side:  # nothing of the picture is inside: its edge alone
+        return extract(image, box, size)
+    if any(over):
+        part = cv2.copyMakeBorder(part, *over, cv2.BORDER_REPLICATE)
+    shrinks = side > MAX_PLAIN_STEP * size
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
 def to_crop(points: np.ndarray, box: CropBox, size: int = CROP_SIZE) -> np.ndarray:

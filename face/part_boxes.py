@@ -10,7 +10,7 @@ from face.landmarks68 import MOUTH
 
 FACE_MARGIN, MOUTH_MARGIN = 0.1, 0.25  # of the part's larger side, at each side
 # The data contract's boxes: points, and by how many pixels of a 256 grid their box is widened.
-_TEMPLATE = ((range(36, 42), 2), (range(42, 48), 2), ((48, 50, 51, 54, 57), 5))
+_TEMPLATE = ((slice(36, 42), 2), (slice(42, 48), 2), ([48, 50, 51, 54, 57], 5))
 _GRID = 256
 
 
@@ -19,16 +19,15 @@ def template_masks(landmarks: np.ndarray, size: int) -> Tensor:
 
     landmarks: (N, 68, 2 or 3) pixels. Data contract, "crop_ref mask", on its 256 grid scaled to S.
     """
-    masks = torch.zeros(len(landmarks), 1, size, size)
+    masks = np.zeros((len(landmarks), 1, size, size), np.float32)
     points = landmarks[..., :2] * (_GRID / size)
     for part, margin in _TEMPLATE:
-        box = points[:, list(part)]
-        low = np.clip((box.min(1) - margin).astype(int), 0, _GRID - 1)
-        high = np.clip((box.max(1) + margin).astype(int), 0, _GRID - 1)
-        edges = np.round(np.concatenate([low, high], 1) * (size / _GRID)).astype(int).tolist()
+        box = points[:, part]
+        corners = np.concatenate([box.min(1) - margin, box.max(1) + margin], 1).astype(int)
+        edges = np.round(np.clip(corners, 0, _GRID - 1) * (size / _GRID)).astype(int).tolist()
         for mask, (x0, y0, x1, y1) in zip(masks, edges, strict=True):
             mask[0, y0:y1, x0:x1] = 1
-    return masks
+    return torch.from_numpy(masks)
 
 
 def face_boxes(landmarks: np.ndarray, size: int) -> Tensor:

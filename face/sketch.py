@@ -114,8 +114,18 @@ def draw_sketch(landmarks: np.ndarray, size: int | tuple[int, int], upper_face: 
     uint8, 0 or 255; what lies outside the canvas is drawn on its border. Raises ShapeError for other
     shapes, UserError for values that are not finite.
     """
-    check_landmarks68(landmarks, dims=(2, 3))
     height, width = (size, size) if isinstance(size, int) else size
+    canvas = np.zeros((*landmarks.shape[:-2], height, width), np.uint8)
+    _draw(landmarks, canvas, 255, upper_face)
+    return canvas
+
+
+def _draw(
+    landmarks: np.ndarray, canvas: np.ndarray, level: float, upper_face: bool, mirrored: bool = False
+) -> None:
+    """Draw landmarks (..., 68, 2 or 3) in `level` on a canvas (..., height, width), as a mirror shows them if asked."""
+    check_landmarks68(landmarks, dims=(2, 3))
+    height, width = canvas.shape[-2:]
     points = landmarks[..., :2].reshape(-1, 68, 2).astype(np.float64)
     if not np.isfinite(points).all():
         raise UserError(
@@ -124,15 +134,21 @@ def draw_sketch(landmarks: np.ndarray, size: int | tuple[int, int], upper_face: 
     if upper_face:
         points = _add_upper_face(points)
     frame, x, y = _curve_pixels(points, _PIECES[upper_face])
-    canvas = np.zeros((len(points), height, width), np.uint8)
-    flat = canvas.reshape(-1)
+    flat, first = canvas.reshape(-1), frame * (height * width)
+    columns = [np.clip(x + dx, 0, width - 1) for dx in (-1, 0)]
+    if mirrored:
+        columns = [width - 1 - column for column in columns]
     for dy in (-1, 0):
-        row = frame * height + np.clip(y + dy, 0, height - 1)
-        for dx in (-1, 0):
-            flat[row * width + np.clip(x + dx, 0, width - 1)] = 255
-    return canvas.reshape(*landmarks.shape[:-2], height, width)
+        row = first + np.clip(y + dy, 0, height - 1) * width
+        for column in columns:
+            flat[row + column] = level
 
 
-def sketch_maps(landmarks: np.ndarray, size: int) -> Tensor:
-    """`draw_sketch` of N faces as the networks take it: (N, 1, size, size) float32 in [0, 1], on the CPU."""
-    return torch.from_numpy(draw_sketch(landmarks, size))[:, None].float() / 255
+def sketch_maps(landmarks: np.ndarray, size: int, mirrored: bool = False) -> Tensor:
+    """`draw_sketch` of N faces as the networks take it: (N, 1, size, size) float32 in [0, 1], on the CPU.
+
+    mirrored: the picture as a mirror shows it.
+    """
+    canvas = np.zeros((len(landmarks), 1, size, size), np.float32)
+    _draw(landmarks[:, None], canvas, 1.0, True, mirrored)
+    return torch.from_numpy(canvas)

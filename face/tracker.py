@@ -5,12 +5,15 @@ The landmarker's weights are the Apache-2.0 `face_landmarker.task` that the `fac
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -24,7 +27,11 @@ N_BLENDSHAPES = 52
 MIN_FACE_PX = 40  # below this the 68 points and the texture are guesses
 SMALL_FACE = 0.15  # of the picture's longer side: smaller ones the detector may not see (found to 0.11)
 MIN_DETECT_PX = 8  # no face can be seen in less
+OTHERS_STEP = 10  # frames between two looks at the whole picture where only a part of it is followed
 MAX_DETECT_PX = 1024  # the detector looks at a small picture anyway; larger ones only cost time
+
+
+_Found = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class FaceObservation:
 
     vertices: np.ndarray  # (478, 3) float32: x, y in pixels (y down), z in the scale of x (away = positive)
     blendshapes: np.ndarray  # (52,) float32 in [0, 1], MediaPipe's order
-    matrix: np.ndarray  # (4, 4) float32: MediaPipe's facial transformation (camera space, y up)
+    matrix: np.ndarray | None  # (4, 4) float32: MediaPipe's transformation (camera space, y up), if asked for
 
     @property
     def width(self) -> float:
@@ -58,7 +65,7 @@ def model_path() -> Path:
     return path
 
 
-def _landmarker(video: bool, n_faces: int):
+def _landmarker(video: bool, n_faces: int, matrices: bool = True):
     from mediapipe.tasks.python import BaseOptions, vision  # heavy: only when a face is looked for
 
     mode = vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE
@@ -67,7 +74,7 @@ def _landmarker(video: bool, n_faces: int):
         running_mode=mode,
         num_faces=n_faces,
         output_face_blendshapes=True,
-        output_facial_transformation_matrixes=True,
+        output_facial_transformation_matrixes=matrices,
     )
     with _silenced():
         return vision.FaceLandmarker.create_from_options(options)
@@ -88,17 +95,66 @@ def _silenced() -> Iterator[None]:
         os.close(nowhere)
 
 
+@cache
+def _still_landmarker(n_faces: int, pid: int):
+    """One for single pictures, which it sees independently; kept, for making it takes longer than using it.
+
+    pid: of this process: what runs inside does not survive a fork.
+    """
+    landmarker = _landmarker(video=False, n_faces=n_faces)
+    # At the end of the process its thread is gone before it: closing it would fail, so it is simply let go.
+    atexit.register(setattr, landmarker, "_handle", None)
+    return landmarker
+
+
+def _columns(pointer, kind: type[ctypes.Structure], n: int) -> np.ndarray:
+    """(n, words) the float32 fields of `n` C structures, read in place; words of another type are noise."""
+    words = ctypes.sizeof(kind) // 4
+    return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n, words))
+
+
+def _detect(landmarker, image, time_ms: int | None = None) -> list[_Found]:
+    """Points (478, 3), blendshapes (52,) and matrix (4, 4) of each face.
+
+    As `landmarker.detect` and `detect_for_video`, but these make a Python object of every number, which takes a
+    sixteenth of the whole time; hence the private names (the version is pinned).
+    """
+    from mediapipe.tasks.python.components.containers import category_c, landmark_c
+    from mediapipe.tasks.python.vision.face_landmarker import MpFaceLandmarkerResultC
+
+    library, result = landmarker._lib, MpFaceLandmarkerResultC()
+    given = landmarker._handle, image._image_ptr, None
+    if time_ms is None:
+        library.MpFaceLandmarkerDetectImage(*given, ctypes.byref(result))
+    else:
+        library.MpFaceLandmarkerDetectForVideo(*given, time_ms, ctypes.byref(result))
+    faces = []
+    try:
+        for i in range(result.face_landmarks_count):
+            marks, scores = result.face_landmarks[i], result.face_blendshapes[i]
+            points = _columns(marks.landmarks, landmark_c.MpNormalizedLandmarkC, marks.landmarks_count)
+            blend = _columns(scores.categories, category_c.MpCategoryC, scores.categories_count)
+            matrix = None
+            if result.facial_transformation_matrixes_count:
+                matrix = result.facial_transformation_matrixes[i].to_numpy().astype(np.float32)
+            faces.append((points[:, :3].copy(), blend[:, 1].copy(), matrix))
+    finally:
+        library.MpFaceLandmarkerCloseResult(ctypes.byref(result))
+    return faces
+
+
 def _observations(
-    result, width: int, height: int, offset: tuple[int, int], scale: float
+    found: list[_Found],
+    width: int,
+    height: int,
+    offset: tuple[int, int],
+    scale: float,
 ) -> list[FaceObservation]:
     faces = []
-    for points, blend, matrix in zip(
-        result.face_landmarks, result.face_blendshapes, result.facial_transformation_matrixes, strict=True
-    ):
-        v = np.array([(p.x * width, p.y * height, p.z * width) for p in points], np.float32) * scale
+    for points, blend, matrix in found:
+        v = (points * np.array([width, height, width], np.float64)).astype(np.float32) * scale
         v[:, :2] += offset
-        scores = np.array([b.score for b in blend], np.float32)
-        faces.append(FaceObservation(v, scores, np.asarray(matrix, np.float32)))
+        faces.append(FaceObservation(v, blend, matrix))
     return faces
 
 
@@ -122,11 +178,11 @@ def _tilings(height: int, width: int) -> Iterator[list[tuple[int, int, int, int]
 def detect_faces(image: np.ndarray, n_faces: int = 4) -> list[FaceObservation]:
     """All faces of one RGB uint8 picture (H, W, 3), largest first; empty if there is none."""
     height, width = image.shape[:2]
-    with _landmarker(video=False, n_faces=n_faces) as landmarker:
-        for tiles in _tilings(height, width):
-            faces = [face for tile in tiles for face in _faces_in(landmarker, image, tile)]
-            if faces:
-                return _distinct(faces)
+    landmarker = _still_landmarker(n_faces, os.getpid())
+    for tiles in _tilings(height, width):
+        faces = [face for tile in tiles for face in _faces_in(landmarker, image, tile)]
+        if faces:
+            return _distinct(faces)
     return []
 
 
@@ -139,7 +195,7 @@ def _faces_in(landmarker, image: np.ndarray, tile: tuple[int, int, int, int]) ->
     if shrink < 1:
         part = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     h, w = part.shape[:2]
-    return _observations(landmarker.detect(_image(part)), w, h, (x0, y0), 1 / shrink)
+    return _observations(_detect(landmarker, _image(part)), w, h, (x0, y0), 1 / shrink)
 
 
 def _distinct(faces: list[FaceObservation]) -> list[FaceObservation]:
@@ -180,8 +236,14 @@ class FaceTracker:
     0.95 without it). Who wants smooth curves smooths them afterwards, in both directions.
     """
 
-    def __init__(self, fps: float = 25.0) -> None:
-        self._landmarker = _landmarker(video=True, n_faces=2)
+    second_width = (
+        0.0  # px of the largest other face that is known of in the frame tracked last; 0: there is none
+    )
+    n_at_first = 0  # faces in the first frame
+
+    def __init__(self, fps: float = 25.0, matrices: bool = True) -> None:
+        """matrices: also find `FaceObservation.matrix`, which takes 3 % of the time."""
+        self._landmarker = _landmarker(video=True, n_faces=2, matrices=matrices)
         self._last: FaceObservation | None = None
         self._ms_per_frame = 1000.0 / fps
         self._n_frames = 0
@@ -202,28 +264,31 @@ class FaceTracker:
         shrink = min(1.0, MAX_DETECT_PX / max(view.shape[:2]))
         if shrink < 1:
             view = cv2.resize(view, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-        result = self._landmarker.detect_for_video(_image(view), round(self._n_frames * self._ms_per_frame))
+        found = _detect(self._landmarker, _image(view), round(self._n_frames * self._ms_per_frame))
         self._n_frames += 1
-        faces = _observations(result, view.shape[1], view.shape[0], (x0, y0), 1 / shrink)
+        faces = _observations(found, view.shape[1], view.shape[0], (x0, y0), 1 / shrink)
         if not faces:
+            self.second_width = 0.0
             return None
         if self._last is None:
             self._last = max(faces, key=lambda f: f.width)
         else:
             place = self._last.vertices.mean(0)
             self._last = min(faces, key=lambda f: float(np.linalg.norm(f.vertices.mean(0) - place)))
+        if self.n_at_first < 2:
+            self.second_width = _second_width(self._last, faces)
+        elif (self._n_frames - 1) % OTHERS_STEP == 0:  # the others are not in view
+            self.second_width = _second_width(self._last, detect_faces(frame))
         return self._last
 
-    @staticmethod
-    def _choose_window(frame: np.ndarray) -> tuple[int, int, int, int]:
+    def _choose_window(self, frame: np.ndarray) -> tuple[int, int, int, int]:
         """The part of the picture to look at: all of it, or the surroundings of a small face or the largest."""
         height, width = frame.shape[:2]
         faces = detect_faces(frame)
+        self.n_at_first = len(faces)
         large = not faces or faces[0].width > SMALL_FACE * max(height, width)
         if len(faces) < 2 and large:
             return 0, 0, width, height
-        if len(faces) > 1:
-            remark(f"{len(faces)} faces in the clip; the largest is followed")
         x, y = faces[0].vertices[:, :2].mean(0)
         half = (1.1 if len(faces) > 1 else 2.5) * faces[0].width
         return (
@@ -234,14 +299,24 @@ class FaceTracker:
         )
 
 
+def _second_width(face: FaceObservation, faces: list[FaceObservation]) -> float:
+    """Width in pixels of the largest of `faces` that is another one than `face`; 0 where there is none."""
+    place = face.vertices[:, :2].mean(0)
+    others = (f for f in faces if np.linalg.norm(f.vertices[:, :2].mean(0) - place) > 0.5 * face.width)
+    return max((f.width for f in others), default=0.0)
+
+
 @dataclass(frozen=True)
 class FaceTrack:
     """One face through T frames; frames in which none was seen repeat the nearest that was, and are marked."""
 
     vertices: np.ndarray  # (T, 478, 3) float32, pixels
     blendshapes: np.ndarray  # (T, 52) float32
-    matrix: np.ndarray  # (T, 4, 4) float32
+    matrix: np.ndarray | None  # (T, 4, 4) float32, if asked for
     seen: np.ndarray  # (T,) bool
+    second_width: np.ndarray | None = (
+        None  # (T,) float32, px: the largest other face, 0 for none; None: not asked
+    )
 
     def __len__(self) -> int:
         return len(self.vertices)
@@ -252,22 +327,39 @@ def track_frames(frames: Iterable[np.ndarray], source: str, fps: float = 25.0) -
 
     Raises UserError where fewer than half of the frames show a face.
     """
+    found, seconds = [], []
     with FaceTracker(fps) as tracker:
-        found = [tracker.track(f) for f in frames]
-    seen = np.array([f is not None for f in found], bool)
-    if not len(seen):
+        for frame in frames:
+            found.append(tracker.track(frame))
+            seconds.append(tracker.second_width)
+        if tracker.n_at_first > 1:
+            remark(f"{tracker.n_at_first} faces in the clip; the largest is followed")
+    n_missing = sum(f is None for f in found)
+    if not found:
         raise UserError(f"{source}: no frames; a clip of at least one frame is needed")
-    if seen.mean() < 0.5:
+    if 2 * n_missing > len(found):
         raise UserError(
-            f"{source}: no face in {(~seen).sum()} of {len(seen)} frames; a face in at least half of them is needed"
+            f"{source}: no face in {n_missing} of {len(found)} frames; a face in at least half of them is needed"
         )
+    return join_observations(found, seconds)
+
+
+def join_observations(found: Sequence[FaceObservation | None], second_widths: Sequence[float]) -> FaceTrack:
+    """What `FaceTracker` gave for T frames, as one track; at least one of them must show a face."""
+    seen = np.array([f is not None for f in found], bool)
+    nearest = nearest_seen(seen)
+
+    def fill(name: str) -> np.ndarray | None:
+        values = [getattr(found[i], name) for i in nearest]
+        return None if values[0] is None else np.stack(values)
+
+    seconds = np.array(second_widths, np.float32)
+    return FaceTrack(fill("vertices"), fill("blendshapes"), fill("matrix"), seen, seconds)
+
+
+def nearest_seen(seen: np.ndarray) -> np.ndarray:
+    """(T,) number of the frame nearest to each at which `seen` (T,) is true, the earlier of two; one must be."""
     numbers, there = np.arange(len(seen)), np.flatnonzero(seen)
     after = np.searchsorted(there, numbers).clip(0, len(there) - 1)
     before = np.maximum(after - 1, 0)
-    nearest = np.where(numbers - there[before] <= np.abs(there[after] - numbers), before, after)
-    known = [f for f in found if f is not None]
-
-    def fill(name: str) -> np.ndarray:
-        return np.stack([getattr(known[i], name) for i in nearest])
-
-    return FaceTrack(fill("vertices"), fill("blendshapes"), fill("matrix"), seen)
+    return there[np.where(numbers - there[before] <= np.abs(there[after] - numbers), before, after)]

@@ -125,18 +125,12 @@ class GeometricGenerator:
         self._picture = self._tensor(crisp).permute(2, 0, 1).contiguous()
         pose = reference.pose
         self._field = HeadField(reference.vertices, pose, self._deepen, self._size, device)
-        self._mouth = self._mouth_interior(open_mouth or reference)
+        self._mouth = mouth_interior(open_mouth or reference, self._device)
         self._attributes = self._tensor(self._vertex_attributes())
         self._gaze_map = self._tensor(self._gaze_weights())[None]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=self._device)
-
-    def _mouth_interior(self, source: ReferenceFace) -> MouthInterior:
-        image = source.image.astype(np.float32) / 255
-        if lip_gap(source.canonical) > OPEN_GAP:
-            return mouth_from_reference(image, source.vertices, source.canonical, source.pose, self._device)
-        return drawn_mouth(image, source.vertices, source.canonical, self._device)
 
     def _vertex_attributes(self) -> np.ndarray:
         """(478, 5): position in the reference, opacity over the warped reference, place across and along the mouth."""
@@ -216,6 +210,14 @@ class GeometricGenerator:
         xy = xy.clone()
         xy[eyes] -= shift * sample_pixels(self._gaze_map, xy[eyes])
         return xy
+
+
+def mouth_interior(source: ReferenceFace, device: str | torch.device = "cpu") -> MouthInterior:
+    """What is seen between the lips: the face's own where its mouth is open, else a drawing."""
+    image = source.image.astype(np.float32) / 255
+    if lip_gap(source.canonical) > OPEN_GAP:
+        return mouth_from_reference(image, source.vertices, source.canonical, source.pose, device)
+    return drawn_mouth(image, source.vertices, source.canonical, device)
 
 
 def _mean_of_neighbours(image: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from util.errors import UserError, remark
+from util.errors import DamagedError, UserError, remark
 from util.files import atomic_path
 from util.media import decoded_packets, open_media, start_time
 from util.types import FPS, SAMPLE_RATE, Voice
@@ -22,7 +22,7 @@ _RESAMPLING = "filter_size=64:cutoff=0.96:phase_shift=10:linear_interp=1"
 _MAX_LEAD_S = 60.0  # sound that starts later than this after the picture: a fault of the file
 
 
-def read_voice(path: str | Path, flag: str) -> Voice:
+def read_voice(path: str | Path, flag: str, max_damaged: int | None = None) -> Voice:
     """The sound of a wav, mp3, m4a, flac, ogg or video file as a 16 kHz mono voice in [-1, 1].
 
     Channels are averaged; peaks above 1 (float files, resampling) scale the voice down instead of being
@@ -30,13 +30,14 @@ def read_voice(path: str | Path, flag: str) -> Voice:
     Broken samples (NaN, infinite) are silenced, with a remark. Memory: about the result's own size.
 
     Raises UserError, in one line with the flag's name, where the file is missing, empty, not sound, without
-    a usable sample, or shorter than one video frame (40 ms).
+    a usable sample, or shorter than one video frame (40 ms). max_damaged: raises DamagedError where more parts
+    than this are damaged; otherwise these are left out, with a remark.
     """
     source = f"{flag} {path}"
     samples = array("f")  # grows by a sixteenth at a time, so a long voice is never held twice
     try:
         with open_media(path, flag, "audio") as container:
-            for chunk in _resampled(_mono(container, source)):
+            for chunk in _resampled(_mono(container, source, max_damaged)):
                 samples.frombytes(chunk.tobytes())
     except (av.error.FFmpegError, MemoryError, ValueError) as error:  # a header that asks for the impossible
         raise UserError(f"{source}: the sound is damaged ({error}); copy it again") from None
@@ -52,7 +53,9 @@ def read_voice(path: str | Path, flag: str) -> Voice:
     return Voice(voice)
 
 
-def _mono(container: av.container.InputContainer, source: str) -> Iterator[tuple[np.ndarray, int]]:
+def _mono(
+    container: av.container.InputContainer, source: str, max_damaged: int | None
+) -> Iterator[tuple[np.ndarray, int]]:
     """Mono float32 pieces (N,) of the first sound stream at its own rate, with that rate in Hz."""
     stream = container.streams.audio[0]
     start, n_samples, n_broken, n_bad = start_time(container), 0, 0, 0
@@ -60,6 +63,8 @@ def _mono(container: av.container.InputContainer, source: str) -> Iterator[tuple
     for frames in decoded_packets(container, stream):
         if frames is None:
             n_bad += 1
+            if max_damaged is not None and n_bad > max_damaged:
+                raise DamagedError(f"{source}: more than {max_damaged} parts are damaged; copy it again")
             continue
         for frame in frames:
             if setting != (frame.format.name, frame.layout.name, frame.sample_rate):
@@ -122,10 +127,10 @@ def _resampled(pieces: Iterator[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]
         yield from to_16k(None)
 
 
-def write_wav(path: str | Path, voice: Voice) -> None:
+def write_wav(path: str | Path, voice: Voice, flag: str = "--results_dir") -> None:
     """Write a voice as a 16-bit wav file at 16 kHz. Raises UserError where the folder can't be written to."""
     pcm = np.round(np.clip(voice.samples, -1, 1) * 32767).astype("<i2")
-    with atomic_path(path) as part, wave.open(str(part), "wb") as file:
+    with atomic_path(path, flag) as part, wave.open(str(part), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)

@@ -18,6 +18,10 @@ class ShapeError(UserError):
         self.expected, self.actual = expected, tuple(actual)
 
 
+class DamagedError(UserError):
+    """A file of which more parts are broken than are put up with."""
+
+
 def remark(text: str) -> None:
     """Tell the user, in one line on stderr, of a choice that was made for them."""
     print(f"note: {text}", file=sys.stderr)

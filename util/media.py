@@ -110,6 +110,9 @@ def decoded_packets(container: InputContainer, stream: Stream) -> Iterator[list[
             frames = next(packets).decode()
         except StopIteration:
             return
-        except av.error.FFmpegError:
+        except (
+            av.error.FFmpegError,
+            IndexError,
+        ):  # IndexError: the damage looks like another stream's beginning
             frames = None
         yield frames

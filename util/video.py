@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
-from util.errors import UserError, remark
+from util.errors import DamagedError, UserError, remark
 from util.media import decoded_packets, open_media, start_time, video_stream
 from util.types import FPS
 from util.video_writer import VideoWriter, write_contact_sheet
@@ -56,12 +56,15 @@ def probe(path: str | Path, flag: str) -> VideoFacts:
     return VideoFacts(n_frames, fps, width, height, has_audio, end)
 
 
-def read_frames(path: str | Path, flag: str, fps: float = FPS) -> Iterator[np.ndarray]:
+def read_frames(
+    path: str | Path, flag: str, fps: float = FPS, max_damaged: int | None = None
+) -> Iterator[np.ndarray]:
     """The clip's frames as RGB uint8 (H, W, 3), upright, one after the other, resampled to `fps`.
 
     Frame k is the one on show at (k + 0.5) / fps seconds, so that 29.97 and variable frame rates keep in
     step with the sound. Damaged parts are left out, with a remark. Raises UserError as `probe` does, at the
-    call and not at the first frame.
+    call and not at the first frame. max_damaged: raises DamagedError once more parts than this are damaged; the
+    decoder is asked not to hide any.
     """
     source = f"{flag} {path}"
     with open_media(path, flag, "video") as container:
@@ -69,13 +72,15 @@ def read_frames(path: str | Path, flag: str, fps: float = FPS) -> Iterator[np.nd
     if not times:
         raise UserError(f"{source}: holds no frame; a video of at least one frame is needed")
     container = open_media(path, flag, "video")
-    return _frames(container, source, end, fps)
+    return _frames(container, _decoded(container, source, max_damaged), end, fps)
 
 
-def _frames(container: InputContainer, source: str, end: float, fps: float) -> Iterator[np.ndarray]:
+def _frames(
+    container: InputContainer, decoded: Iterator[tuple[float, av.VideoFrame]], end: float, fps: float
+) -> Iterator[np.ndarray]:
     image, shown, size = None, None, None
     with container:
-        for frame in _at_rate(_decoded(container, source), end, fps):
+        for frame in _at_rate(decoded, end, fps):
             size = size or (frame.width, frame.height)
             image = _upright(frame, size) if frame is not shown else image.copy()
             shown = frame
@@ -125,7 +130,7 @@ def _packet_times(container: InputContainer, source: str) -> tuple[list[float], 
                 unit = packet.time_base
             elif packet.stream_index == index:
                 n_unknown += 1
-    except av.error.FFmpegError:
+    except (av.error.FFmpegError, IndexError):  # IndexError: the damage looks like another stream's beginning
         pass  # what the damaged rest leaves is judged below
     length = (container.duration or 0) / av.time_base
     if end_of_file < _CUT_SHARE * length - 0.2:
@@ -137,17 +142,23 @@ def _packet_times(container: InputContainer, source: str) -> tuple[list[float], 
     return times, clock.now + (last if 0 < last < _MAX_GAP_S else clock.period)
 
 
-def _decoded(container: InputContainer, source: str) -> Iterator[tuple[float, av.VideoFrame]]:
+def _decoded(
+    container: InputContainer, source: str, max_damaged: int | None = None
+) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames with their start in seconds.
 
     Raises UserError where not one frame can be decoded; says so where some cannot.
     """
     stream, clock = video_stream(container), _Clock(container)
     stream.thread_type = "AUTO"
+    if max_damaged is not None:
+        stream.codec_context.options = {"err_detect": "explode"}
     n_good, n_bad = 0, 0
     for frames in decoded_packets(container, stream):
         if frames is None:
             n_bad += 1
+            if max_damaged is not None and n_bad > max_damaged:
+                raise DamagedError(f"{source}: more than {max_damaged} parts are damaged; copy it again")
             continue
         for frame in frames:
             n_good += 1
