@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv beside this file ready to run: native libraries, Python, pinned packages. A second run installs nothing.
 #
-#   bash setup.sh [--dev]      --dev adds what run_tests.sh needs
+#   bash setup.sh [--dev]      --dev adds what run_tests.sh needs, Ray among it
 #   PYTHON=/path/to/python3    another Python than the first of 3.10 to 3.14 on the PATH
 #   FORCE_CPU_TORCH=1          the CPU build of torch although there is an NVIDIA GPU
 #
@@ -117,4 +117,4 @@ base=$(find_python) || exit 2
 check_libraries "$base"
 if [ -e $venv/.installing ] || ! "$python" -c 'import pip' 2>/dev/null; then make_venv "$base"; fi
 install_list requirements.txt
-[ "$dev" != --dev ] || install_list requirements-dev.txt
+[ "$dev" != --dev ] || { install_list requirements-ray.txt && install_list requirements-dev.txt; }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import Field, fields
 
-import options.scripts  # noqa: F401  fills SCRIPTS
+import options  # noqa: F401  fills SCRIPTS
 from options.base import SCRIPTS
 from options.flags import default_of, needs
 
 HEAD = """# Flags
 
-Made by `python -m options > docs/flags.md` from `options/groups.py`; a test keeps it current.
+Made by `python -m options > docs/flags.md` from the dataclasses in `options`; a test keeps it current.
 Every flag has the spelling of the method's public code, or is ours where that has none.
 *Learnt*: matters only where the learnt generator makes the frames (`--netG fewshot`, and all training).
 """
@@ -20,7 +20,7 @@ def table() -> str:
     """All flags of all scripts as Markdown, one table per group of flags."""
     owners: dict[tuple[str, str], list[str]] = {}
     flags: dict[tuple[str, str], Field] = {}
-    for script in SCRIPTS:
+    for script in sorted(SCRIPTS, key=lambda s: "/" in s.SCRIPT):  # those of the first folder first
         for name, group in script.groups().items():
             for f in fields(group):
                 owners.setdefault((name, f.name), []).append(script.SCRIPT.removesuffix(".py"))

@@ -96,7 +96,7 @@ def test_a_second_run_installs_nothing():
     assert time.monotonic() - start < 10
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-ray.txt"])
 def test_every_package_is_pinned_once_per_python(name):
     seen = []
     for line in (REPO / name).read_text().splitlines():
