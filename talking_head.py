@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.clip_list import is_prepared, prepared_videos
 from data.reference_samples import ReferenceSamples, clip_faces
 from face.crop import paste
 from face.emotion import emotion_envelope, emotion_offset, emotional_eyes, emotional_lips
@@ -26,6 +28,7 @@ from models.geometric import DEPTH, FaceMotion, GeometricGenerator
 from models.geometry_stage import GeometryStage
 from models.perceptual import PerceptualFeatures
 from models.upstream.synthesiser import UpstreamSynthesiser
+from options.groups import DemoDataFlags
 from options.scripts import IMAGE_SUFFIXES, DemoOptions, TestOptions
 from util.checkpoints import checkpoint_path
 from util.errors import UserError, remark
@@ -196,17 +199,28 @@ def make_video(options: DemoOptions, head: TalkingHead | None = None) -> Path:
     return path
 
 
+def _batch(data: DemoDataFlags) -> Iterator[tuple[Path, Path | None]]:
+    """Clips with their sound, where that is a file of its own, and photos. Prepared clips: those left out first."""
+    root = Path(data.dataroot)
+    for name in (data.dataset_name, "folder"):
+        if data.clip_list or is_prepared(root, name):
+            yield from prepared_videos(root, name, data.clip_list)
+            return
+    suffixes = (*CLIP_SUFFIXES, *IMAGE_SUFFIXES)
+    files = (p for p in root.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    yield from ((p, None) for p in sorted(files))
+
+
 def make_videos(options: TestOptions) -> Iterator[Path]:
     """A video of each clip and photo under --dataroot; a damaged one is told of and skipped."""
-    root = Path(options.data.dataroot)
-    suffixes = (*CLIP_SUFFIXES, *IMAGE_SUFFIXES)
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    root = options.data.dataroot
+    files = list(islice(_batch(options.data), options.data.how_many))
     if not files:
         raise UserError(f"--dataroot {root}: no clip or photo in it; give a folder that holds some")
     head, made, failed = TalkingHead.load(options), 0, 0
-    for path in files[: options.data.how_many]:
+    for path, sound in files:
         try:
-            yield make_video(options.for_clip(path), head)
+            yield make_video(options.for_clip(path, sound), head)
             made += 1
         except UserError as error:
             failed += 1

@@ -1,4 +1,4 @@
-"""Train a network. What is made of the clips, face tracks above all, is made once and kept under cache."""
+"""Train a network. What is made of raw clips is made once and kept under cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ def train(options: TrainOptions) -> Path:
     """Bring clips and trainer together. Returns where the weights are."""
     from data import head_motion_dataset as heads  # late: --help needs no torch
     from data import motion_dataset as faces
+    from data.preprocessing.prepare_clip import ClipTools
     from data.training_clips import training_dataset
     from face.expression_basis import load_basis
-    from models import expression_trainer, geometry_stage, head_motion_trainer, train_images
+    from models import ani_frames, expression_trainer, geometry_stage, head_motion_trainer, train_images
     from talking_head import choose_device
     from util.checkpoints import checkpoint_path
 
@@ -22,7 +23,8 @@ def train(options: TrainOptions) -> Path:
     root, cache, splits = data.dataroot, Path(__file__).parent / "cache", ("train", "dev")
     if run.model == "vid2vid":
         source = (data, options.reference, geometry_stage.GeometryStage(), cache)
-        return train_images.train_images(options, lambda: training_dataset(*source, seed=run.seed), device)
+        more = {"seed": run.seed, "tools": ClipTools(**ani_frames.clip_tools())}
+        return train_images.train_images(options, lambda: training_dataset(*source, **more), device)
     path = checkpoint_path(f"{options.experiment.name}/{run.model}.safetensors")
     tracks = cache / "tracks" / "-".join(Path(root).resolve().parts[1:])
     plan = (path, run.niter, data.batchSize, run.seed, device)

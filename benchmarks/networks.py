@@ -5,9 +5,9 @@
     OMP_NUM_THREADS=1 python benchmarks/networks.py step       # a training step of lite (--preset full: of full)
     python benchmarks/networks.py frames --device cuda:0
 
-Random weights and inputs of 256 x 256. Rows take turns in one run; times are medians of CPU seconds (wall clock on a
-GPU), so that other work on the machine disturbs them little; ratios are to the first row. Each row's peak memory is
-that of a process of its own (on a GPU: of its allocator), weights included.
+Random weights and inputs of 256 x 256; loader.py tells of the data. Rows take turns in one run; times are medians of
+CPU seconds (wall clock on a GPU), so that other work on the machine disturbs them little; ratios are to the first row.
+Each row's peak memory is that of a process of its own (on a GPU: of its allocator), weights included.
 """
 
 from __future__ import annotations
@@ -138,26 +138,6 @@ class Step:
         return {name: b - a for (_, a), (name, b) in pairwise(marks)}
 
 
-def data_seconds(k: int, clock: Callable[[], float]) -> float | None:
-    """A sample of the pack's training clips, generators kept; None without the pack."""
-    from data.training_clips import training_dataset
-    from models.geometry_stage import GeometryStage
-    from options import parse_train
-
-    root = Path(__file__).resolve().parents[1]
-    pack = root.parent / "shared" / "pack" / "data"
-    if not pack.is_dir():
-        return None
-    options = parse_train(["--dataroot", str(pack), "--free_only", "--n_shot", str(k)])
-    samples = training_dataset(options.data, options.reference, GeometryStage(), root / "cache")
-    for i in range(8):
-        samples[i]  # makes the generators
-    start = clock()
-    for i in range(8):
-        samples[i]
-    return (clock() - start) / 8
-
-
 def clock_of(device: str) -> Callable[[], float]:
     def gpu() -> float:
         torch.cuda.synchronize()
@@ -214,8 +194,6 @@ def step(args: argparse.Namespace) -> None:
     work = Step(args.preset, args.batch, args.shots, args.device)
     parts = [work(clock) for _ in range(args.repeats + 1)][1:]
     seconds = {name: statistics.median(p[name] for p in parts) for name in parts[0]}
-    if data := data_seconds(args.shots, clock_of("cpu")):
-        seconds = {"data (in the reader processes)": data * args.batch} | seconds
     total = sum(seconds.values())
     print(f"\n| {args.preset}, batch {args.batch}, {args.shots} references | ms | share |\n|{' --- |' * 3}")
     for name, s in seconds.items():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.pack import PackRow, face_clips, read_manifest
+from data.pack import PackRow
+from data.talking_clips import talking_clips
 from data.tracks import clip_tracks
 from face.pose import fit_pose
 from util.audio import read_voice
@@ -43,14 +44,15 @@ def pose_deviation(vertices: np.ndarray, template: np.ndarray) -> np.ndarray:
 def head_motion_clips(
     root: str | Path, cache: str | Path, template: np.ndarray, split: str, flag: str = "--dataroot"
 ) -> list[HeadMotionClip]:
-    """The clips of one split that show how heads move, from the pack in `root`; tracks are kept in
-    `cache`.
+    """The clips of one split that show how heads move, of the pack or the prepared data set in `root`.
+
+    cache: for the face tracks of the pack.
 
     Left out: 1.2 s segments (too short), GRID (heads held still on request), clips below 2.4 s or with a
     moving camera. Weights: the square root of the length, so that one long clip does not rule; shared by
     equal footage.
     """
-    rows = [r for r in face_clips(read_manifest(root, flag), split) if _shows_head_motion(r)]
+    rows = [r for r in talking_clips(root, split, flag) if _shows_head_motion(r)]
     footage = Counter(r.footage for r in rows if r.footage)
     clips = []
     for row, track in clip_tracks(rows, cache):

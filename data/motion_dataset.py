@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.pack import PackRow, face_clips, read_manifest
+from data.pack import PackRow
+from data.talking_clips import talking_clips
 from data.tracks import clip_tracks
 from face.expression_basis import ExpressionBasis, lip_gap, load_basis
 from face.pose import fit_pose, to_canonical
@@ -74,13 +75,12 @@ def motion_clips(rows: Iterable[PackRow], cache: str | Path) -> Iterator[MotionC
 def load_motion_clips(
     root: str | Path, split: str, cache: str | Path, flag: str = "--dataroot"
 ) -> list[MotionClip]:
-    """All talking clips of one split of the pack in `root`; face tracks are kept in `cache`.
+    """All talking clips of one split of the pack, or of the prepared data set, in `root`; all of them in memory.
 
-    Raises UserError where there is no manifest or not one usable clip.
+    cache: for the face tracks of the pack. Raises UserError where there is no list of clips or not one usable clip
+    to train on.
     """
-    clips = list(motion_clips(face_clips(read_manifest(root, flag), split), cache))
-    if not clips:
-        raise UserError(
-            f"{flag} {root}: no talking {split} clip could be read; the whole pack is needed; copy it again"
-        )
+    clips = list(motion_clips(talking_clips(root, split, flag), cache))
+    if not clips and split == "train":
+        raise UserError(f"{flag} {root}: no talking clip could be read; clips with sound are needed")
     return clips

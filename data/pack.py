@@ -37,6 +37,7 @@ class PackRow:
     emotion: str
     redistributable: str
     footage: str  # rows with the same non-empty footage show the same scene
+    track: Path | None = None  # the face track that scripts/preprocess.py made of it
 
     @property
     def talks_in_sync(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.signal import savgol_filter
 
-from data.face_dataset import GeometryStage, mirror
+from data.face_sample import GeometryStage, mirror
 from face.crop import extract, to_crop
 from face.expression_basis import ExpressionBasis
 from face.landmarks68 import to_landmarks68

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from util.batch import FaceBatch
-from util.errors import UserError, remark
-
-_MAX_DAMAGED = 10  # in a row
 
 
 class FaceSamples(Protocol):
-    """What training needs of a dataset (data.face_dataset.FaceDataset has it)."""
+    """What training needs of a dataset (data.face_fore_dataset.FaceForeDataset has it).
+
+    Where a sample cannot be read the dataset gives another. It may have: `has_flow` and `has_ani`, where samples can
+    lack these; `order()`, in which an epoch's samples are read cheaply, or None; `report()`, which says what could
+    not be read.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(
@@ -32,8 +34,8 @@ class Place(NamedTuple):
     index: int
 
 
-class SoundSamples(Dataset):
-    """A dataset's samples by `Place`. For one that can't be read the next stands in, with a remark."""
+class PlacedSamples(Dataset):
+    """A dataset's samples by `Place`."""
 
     def __init__(self, dataset: FaceSamples) -> None:
         self.dataset = dataset
@@ -45,12 +47,7 @@ class SoundSamples(Dataset):
         elif place.epoch != self.epoch:
             self.dataset.set_epoch(place.epoch)
         self.epoch, self.n_frames = place.epoch, place.n_frames
-        for i in range(_MAX_DAMAGED):
-            try:
-                return self.dataset[(place.index + i) % len(self.dataset)]
-            except UserError as error:
-                remark(f"a sample is left out: {error}")
-        raise UserError(f"--dataroot: {_MAX_DAMAGED} samples in a row can't be read; check the clips")
+        return self.dataset[place.index]
 
 
 class EpochBatches(Sampler[list[Place]]):
@@ -69,11 +66,19 @@ class EpochBatches(Sampler[list[Place]]):
         self.order: list[int] = []
         self.epoch = self.n_frames = self.start = 0
 
-    def go_to(self, epoch: int, n_frames: int, n_samples: int, start: int = 0) -> None:
-        """Make the next iteration one over this epoch's samples, from the `start`-th of its order on."""
+    def go_to(
+        self, epoch: int, n_frames: int, n_samples: int, start: int = 0, order: Sequence[int] | None = None
+    ) -> None:
+        """Make the next iteration one over this epoch's samples, from the `start`-th of its order on.
+
+        order: the one to shuffle them into; None: one that depends on seed and epoch.
+        """
         self.epoch, self.n_frames, self.start = epoch, n_frames, start
         self.order = list(range(n_samples))
-        if self.shuffle:
+        if self.shuffle and order is not None:
+            self.order = [int(i) for i in order]
+            assert len(self.order) == n_samples, "an order has every sample once"
+        elif self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self.order = torch.randperm(n_samples, generator=generator).tolist()
 

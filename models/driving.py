@@ -98,6 +98,8 @@ def _voice(flags: DrivingFlags, target: Path | None) -> tuple[Voice, bool]:
         return read_voice(flags.audio_path, "--audio_path"), True
     if target is None:
         raise UserError("--audio_path: not given, nor --tgt_video_path; give one of them")
+    if flags.tgt_audio_path:
+        return read_voice(flags.tgt_audio_path, "--tgt_audio_path"), False
     if not probe(target, "--tgt_video_path").has_audio:
         raise UserError(
             f"--tgt_video_path {target}: has no sound, and --audio_path is not given; give a voice"

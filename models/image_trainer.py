@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models.batch_order import EpochBatches, FaceSamples, SoundSamples, part_of
+from models.batch_order import EpochBatches, FaceSamples, PlacedSamples, part_of
 from models.distributed import World
 from models.ema import AveragedWeights
 from models.schedule import EpochPlan, n_epochs, plan_epoch
@@ -183,7 +183,7 @@ class ImageTrainer:
         data, world = self.options.data, self.world
         seed, shuffle = self.options.schedule.seed, not data.serial_batches
         return DataLoader(
-            SoundSamples(dataset),
+            PlacedSamples(dataset),
             batch_sampler=EpochBatches(data.batchSize, seed, shuffle, world.rank, world.size),
             collate_fn=FaceBatch.stack,
             num_workers=data.nThreads,
@@ -206,7 +206,9 @@ class ImageTrainer:
                 n_frames //= 2
         else:
             dataset.set_epoch(plan.epoch, n_frames)
-        loader.batch_sampler.go_to(plan.epoch, n_frames, len(dataset), self.state.position.samples)
+        order = getattr(dataset, "order", lambda: None)()  # shards are streamed in an order of their own
+        done = self.state.position.samples
+        loader.batch_sampler.go_to(plan.epoch, n_frames, len(dataset), done, order)
         return len(dataset)
 
     def _save(self, epoch_done: int | None = None) -> None:

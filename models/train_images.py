@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,14 +15,14 @@ from models.distributed import join_world, leave_world, share_out
 from models.flow_teacher import make_flow_teacher
 from models.flow_truth import FlowTruth
 from models.generator import FewShotGenerator
-from models.generator_config import config_from_flags
+from models.generator_config import GeneratorConfig, config_from_flags
 from models.image_trainer import ImageTrainer
 from models.perceptual import PerceptualFeatures
 from models.train_step import Judges
 from options.groups import LossFlags
 from options.scripts import TrainOptions
 from util.checkpoints import checkpoint_path
-from util.errors import UserError
+from util.errors import UserError, remark
 
 
 def train_images(options: TrainOptions, dataset: Callable[[], FaceSamples], device: str) -> Path:
@@ -41,6 +42,7 @@ def train_images(options: TrainOptions, dataset: Callable[[], FaceSamples], devi
     world = join_world(options.experiment.gpu_ids, device)
     try:
         samples = world.one_before_the_others(dataset)
+        config = _fitting(config, samples)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.schedule.seed)
             generator = FewShotGenerator(config)
@@ -48,10 +50,28 @@ def train_images(options: TrainOptions, dataset: Callable[[], FaceSamples], devi
                 options.discriminator, config.temporal, options.generator.n_frames_G
             )
         judges = Judges(critics, _perceptual(flags), _flow_truth(options, world.device))
-        ImageTrainer(options, generator, judges, folder, world).fit(samples)
+        try:
+            ImageTrainer(options, generator, judges, folder, world).fit(samples)
+        finally:
+            if hasattr(samples, "report"):
+                samples.report()
     finally:
         leave_world()
     return folder / "latest_G.safetensors"
+
+
+def _fitting(config: GeneratorConfig, samples: FaceSamples) -> GeneratorConfig:
+    """The generator for what the samples have. Raises UserError where it needs what they lack."""
+    if "ani" in config.sources and not getattr(samples, "has_ani", True):
+        raise UserError(
+            "--warp_ani: the clips under --dataroot come without a 3D projection video (grid and crema of the public "
+            "code have none); leave --warp_ani out, or prepare the clips with scripts/preprocess.py"
+        )
+    if config.mesh_flow and not getattr(samples, "has_flow", True):
+        # Else its flow networks would learn whole flows, and be given the mesh's on top of them in a demo.
+        remark("the clips give no mesh: the generator is trained as with --mesh_flow off")
+        return replace(config, mesh_flow=False)
+    return config
 
 
 def _perceptual(flags: LossFlags) -> PerceptualFeatures | None:

@@ -50,7 +50,13 @@ class DataFlags(Flags):
 
     dataset_mode: str = flag("facefore", "data reader", choices=("facefore", "facefore_demo"))
     dataroot: str = flag("", "the data set's folder (train.py, test_demo.py)")
-    dataset_name: str = flag("vox", "file layout under --dataroot", choices=DATASET_NAMES)
+    dataset_name: str = flag(
+        "vox",
+        "file layout under --dataroot, where that has no index; folder: any clips",
+        choices=(*DATASET_NAMES, "folder"),
+    )
+    clip_list: str = flag("", "a .json or .csv file that names the clips, as the public code's lists do")
+    shard_cache_gb: float = flag(64.0, "disk for shards that are read over http", low=0.001)
     batchSize: int = flag(1, "samples per step (expression and head_motion: 32)", low=1, high=65536)
     nThreads: int = flag(1, "reader processes; 0 reads in the main process", low=0, high=1024)
     serial_batches: bool = flag(False, "take the clips in order, not at random")
@@ -82,11 +88,18 @@ class TrainReferenceFlags(ReferenceFlags):
     """The reference frames, which give the identity, in training."""
 
     ref_ratio: float = flag(0.25, "first part of a clip that holds its references", low=0.0, high=1.0)
+    warp_choice: str = flag(
+        "farthest",
+        "the reference that is warped: the one turned farthest from the target, the nearest, or any",
+        choices=("farthest", "nearest", "random"),
+    )
     worst_ref_prob: float = flag(
-        0.75,
-        "how often the reference turned farthest from the target is the one that is warped",
-        low=0.0,
-        high=1.0,
+        0.75, "how often --warp_choice farthest is kept to; else any is warped", low=0.0, high=1.0
+    )
+    geometry: str = flag(
+        "mesh",
+        "samples' 3D face: mesh (its flow and image, where clips have a track), video (the clips' own), none",
+        choices=("mesh", "video", "none"),
     )
 
 
@@ -276,6 +289,9 @@ class DrivingFlags(Flags):
 
     audio_path: str = flag("", "voice: any audio file, or a clip with sound")
     tgt_video_path: str = flag("", "target clip: its motion, and its voice unless --audio_path is given")
+    tgt_audio_path: str = flag(
+        "", "the target clip's own voice, where that is a file (test_demo.py finds it)"
+    )
     head_motion: str = flag(
         "audio",
         "audio, target (if there is a target clip: the default), still, or a .csv or .npy of pose keyframes",

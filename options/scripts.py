@@ -89,7 +89,7 @@ class DemoOptions(ScriptOptions):
     def check_ready(self) -> None:
         driving = self.driving
         paths = {"ref_video_path": self.reference_path, "audio_path": driving.audio_path}
-        paths["tgt_video_path"] = self.target_path
+        paths |= {"tgt_video_path": self.target_path, "tgt_audio_path": driving.tgt_audio_path}
         if driving.head_motion not in HEAD_MOTIONS:
             paths["head_motion"] = driving.head_motion
         for name, path in paths.items():
@@ -151,11 +151,12 @@ class TestOptions(DemoOptions):
                 f"--dataroot {self.data.dataroot}: no such folder; give a folder of clips or photos"
             )
 
-    def for_clip(self, path: Path) -> DemoOptions:
+    def for_clip(self, path: Path, sound: Path | None = None) -> DemoOptions:
         """The options of one video of the batch: RESULTS_DIR/NAME/<its path under --dataroot>/test.mp4.
 
-        A clip drives itself unless --tgt_video_path drives all; a photo is driven by --audio_path, or with
-        --example by the embedded voice. The identity is the clip's own unless --ref_video_path gives one.
+        A clip drives itself, `sound` being its voice if that is a file of its own, unless --tgt_video_path drives
+        all; a photo is driven by --audio_path, or with --example by the embedded voice. The identity is the clip's
+        own unless --ref_video_path gives one.
         Raises UserError for a photo that nothing drives.
         """
         driving, photo = self.driving, path.suffix.lower() in IMAGE_SUFFIXES
@@ -163,7 +164,10 @@ class TestOptions(DemoOptions):
         voice = driving.audio_path or (str(EXAMPLE_VOICE) if self.data.example and not target else "")
         motion = "audio" if driving.head_motion == "target" and not target else driving.head_motion
         groups = {f.name: getattr(self, f.name) for f in fields(self)}
-        groups["driving"] = replace(driving, tgt_video_path=target, audio_path=voice, head_motion=motion)
+        heard = str(sound) if sound and target == str(path) else driving.tgt_audio_path
+        groups["driving"] = replace(
+            driving, tgt_video_path=target, audio_path=voice, tgt_audio_path=heard, head_motion=motion
+        )
         groups["reference"] = replace(
             self.reference, ref_video_path=self.reference.ref_video_path or str(path)
         )
@@ -205,7 +209,10 @@ class TrainOptions(ScriptOptions):
     def check_ready(self) -> None:
         if not self.data.dataroot:
             raise UserError("--dataroot: not given; give the folder of clips to train on")
-        if not isdir(self.data.dataroot):
+        streamed = self.data.dataroot.startswith(("http://", "https://")) or self.data.dataroot.endswith(
+            ".tar"
+        )
+        if not isdir(self.data.dataroot) and not (streamed and self.schedule.model == "vid2vid"):
             raise UserError(f"--dataroot {self.data.dataroot}: no such folder; give a folder of clips")
         if self.schedule.model == "vid2vid":
             self._check_images()

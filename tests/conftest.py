@@ -114,6 +114,16 @@ def clip(media: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of one prepared clip of 128 pixels, clips/ann/a, with its index; not to be written to."""
+    from prepared import prepare_portrait  # late: it needs the tracker
+
+    root = tmp_path_factory.mktemp("prepared")
+    prepare_portrait(root)
+    return root / "out"
+
+
+@pytest.fixture(scope="session")
 def portrait() -> Path:
     """The embedded portrait: a face that looks at the camera."""
     return REPO / "demo" / "portrait.png"

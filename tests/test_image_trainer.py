@@ -12,10 +12,11 @@ from tiny_training import TinyFaces, tiny_options, tiny_trainer, train
 from torch.utils.tensorboard import SummaryWriter
 
 from models import train_images
-from models.batch_order import EpochBatches, Place, SoundSamples
+from models.batch_order import EpochBatches, Place, PlacedSamples
 from models.ema import AveragedWeights
 from models.flow_teacher import MeshTeacher
 from models.flow_truth import FlowTruth
+from models.generator_config import config_from_flags
 from models.image_trainer import base_rates
 from models.mesh_flow import previous_flow
 from models.schedule import n_epochs, plan_epoch
@@ -191,23 +192,35 @@ def test_batches_of_all_processes_are_one_processs() -> None:
     assert epoch_of(2, 3, shuffle=False) == [[0, 1, 2, 0]]
 
 
-def test_samples_that_cannot_be_read_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    class Damaged(TinyFaces):
-        def __getitem__(self, index: int) -> FaceBatch:
-            if index == 2:
-                raise UserError("clip.mp4: frame 7 is damaged")
-            return super().__getitem__(index)
+def test_samples_are_those_of_their_place() -> None:
+    faces = TinyFaces(3)
+    samples = PlacedSamples(faces)
+    assert [len(samples[Place(5, 2, i)].tgt_image) for i in (2, 0)] == [2, 2]
+    assert (faces.read, faces.epoch, faces.n_frames) == ([2, 0], 5, 2)
+    samples[Place(6, 2, 1)]
+    assert (faces.epoch, faces.n_frames) == (6, 2)
 
-    faces = Damaged(3)
-    samples = SoundSamples(faces)
-    assert [samples[Place(5, 2, i)].n_frames for i in range(3)]
-    assert (faces.read, faces.epoch, faces.n_frames) == ([0, 1, 0], 5, 2)
-    assert "clip.mp4: frame 7" in capsys.readouterr().err
-    faces.__class__ = type(
-        "AllDamaged", (Damaged,), {"__getitem__": lambda self, i: Damaged.__getitem__(self, 2)}
-    )
-    with pytest.raises(UserError, match="10 samples in a row can't be read"):
-        samples[Place(5, 2, 0)]
+
+def test_datasets_order_is_kept(tmp_path: Path) -> None:
+    faces = TinyFaces(4)
+    faces.order = lambda: [3, 1, 0, 2]  # as shards that are fetched have it
+    train(tmp_path, "--niter", "1", dataset=faces)
+    assert faces.read == [3, 1, 0, 2]
+
+
+def test_generator_fits_what_samples_have(capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_from_flags(tiny_options().generator, True)
+    assert "ani" in config.sources
+    faces = TinyFaces(4)
+    assert train_images._fitting(config, faces) == config
+    faces.has_flow, faces.has_ani = False, True
+    assert train_images._fitting(config, faces) == replace(config, mesh_flow=False)
+    assert "as with --mesh_flow off" in capsys.readouterr().err
+    faces.has_ani = False
+    with pytest.raises(UserError, match="--warp_ani: the clips under --dataroot come without"):
+        train_images._fitting(config, faces)
+    without = replace(config, warp_ani=False, mesh_flow=False)
+    assert train_images._fitting(without, faces) == without
 
 
 def test_readers_follow_the_epochs(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from options import DemoOptions, TestOptions, TrainOptions, parse_demo, parse_test, parse_train
+from options import (
+    DemoOptions,
+    PreprocessOptions,
+    TestOptions,
+    TrainOptions,
+    parse_demo,
+    parse_test,
+    parse_train,
+)
 from options.__main__ import table
 from options.flags import Flags
 from options.groups import EMOTIONS
@@ -18,7 +26,12 @@ from util.errors import UserError
 from util.types import EMOTIONS as LIBRARY_EMOTIONS
 
 REPO = Path(__file__).resolve().parents[1]
-SCRIPTS = {"train.py": TrainOptions, "test_demo.py": TestOptions, "test_demo_example.py": DemoOptions}
+SCRIPTS = {
+    "train.py": TrainOptions,
+    "test_demo.py": TestOptions,
+    "test_demo_example.py": DemoOptions,
+    "scripts/preprocess.py": PreprocessOptions,
+}
 DRIVEN = ["--ref_video_path", "me.png", "--audio_path", "voice.wav"]
 
 SHARED = "name dataset_mode dataset_name dataroot gpu_ids batchSize nThreads serial_batches n_frames_G n_shot"
@@ -205,6 +218,10 @@ def test_a_batch_gives_the_options_of_each_video():
     assert clip.driving.tgt_video_path == clip.reference.ref_video_path == str(Path("clips/ann.mp4"))
     assert (clip.driving.head_motion, clip.driving.audio_path) == ("target", "")
     assert clip.video_path == Path("results/night/ann/test.mp4")
+    apart = batch.for_clip(Path("clips/ann.mp4"), Path("audio/ann.wav"))
+    assert (apart.driving.tgt_audio_path, apart.driving.audio_path) == (str(Path("audio/ann.wav")), "")
+    driven = parse_test(["--dataroot", "clips", "--tgt_video_path", "b.mp4"])
+    assert driven.for_clip(Path("clips/ann.mp4"), Path("audio/ann.wav")).driving.tgt_audio_path == ""
     nested = batch.for_clip(Path("clips/id1/v2/001.mp4"))
     assert nested.video_path == Path("results/night/id1_v2_001/test.mp4")
     photo = batch.for_clip(Path("clips/bob.PNG"))
@@ -274,10 +291,10 @@ def test_help_is_instant_and_complete(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_refuse_in_one_line_with_status_2(script):
-    done = run(script, "--batchsize", "4")
+    done = run(script, "--nthreads", "4")
     assert done.returncode == 2
     assert not done.stdout
-    assert done.stderr == "error: unknown flag --batchsize; did you mean --batchSize?\n"
+    assert done.stderr == "error: unknown flag --nthreads; did you mean --nThreads?\n"
 
 
 def test_dry_run_prints_the_options_and_stops():
