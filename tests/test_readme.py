@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from options import parse_demo, parse_test, parse_train
+from options import parse_demo, parse_preprocess, parse_test, parse_train
 
 REPO = Path(__file__).resolve().parents[1]
-PARSERS = {"train.py": parse_train, "test_demo.py": parse_test, "test_demo_example.py": parse_demo}
+PARSERS = {
+    "train.py": parse_train,
+    "test_demo.py": parse_test,
+    "test_demo_example.py": parse_demo,
+    "scripts/preprocess.py": parse_preprocess,
+}
 
 
 def fenced_commands(path: Path) -> list[str]:
@@ -31,8 +36,10 @@ def test_our_commands_parse(page, command):
     words = shlex.split(command, comments=True)
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # CUDA_VISIBLE_DEVICES=0 python ...
         words.pop(0)
-    if words[0] in ("git", "cd", "source"):
+    if words[0] in ("git", "cd", "source", "ray"):
         return
+    if words[0] == "torchrun":  # its own flags stand before the script
+        words = ["python", *words[next(i for i, w in enumerate(words) if w.endswith(".py")) :]]
     assert words[0] in ("bash", "python"), command
     if words[1] == "-m":
         assert (REPO / words[2]).is_dir() or words[2] in ("pip", "pytest")
