@@ -44,9 +44,9 @@ class PreparedFlags(Flags):
     size: int = flag(256, "side of the square crop in pixels", low=64, high=1024, multiple=32)
     crop: str = flag("static", "the crop stands still in a clip, or follows the face", choices=CROPS)
     video: str = flag(
-        "jpeg", "pictures: jpeg is read fast at any frame, h264 is a third of the size", choices=VIDEOS
+        "jpeg", "pictures: jpeg is read fast at any frame, h264 is two fifths of the size", choices=VIDEOS
     )
-    jpeg_quality: int = flag(95, "quality of the pictures of --video jpeg", low=50, high=100)
+    jpeg_quality: int = flag(92, "quality of the pictures of --video jpeg", low=50, high=100)
 
 
 @dataclass(frozen=True)

