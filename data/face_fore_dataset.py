@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from data.clip_samples import ClipSamples, check_mesh, clips_geometry
 from data.face_sample import (
     GeometryStage,
     Look,
@@ -22,14 +22,13 @@ from data.face_sample import (
     with_video,
 )
 from data.frame_choice import SamplePlan, choose_frames
-from data.open_clips import OpenClips, PreparedClips
+from data.open_clips import PreparedClips
 from data.prepared_clip import PreparedClip
-from data.stand_ins import MAX_DAMAGED, StandIns
 from util.batch import FaceBatch
 from util.errors import UserError, remark
 
 
-class FaceForeDataset(Dataset):
+class FaceForeDataset(ClipSamples):
     """FaceBatch samples without batch axis. Sample i of an epoch depends on (seed, epoch, i) alone.
 
     A sample whose clip cannot be read is the one after it instead; `stand_ins` counts them. Each reader process has
@@ -50,22 +49,10 @@ class FaceForeDataset(Dataset):
         samples have: flow and 3D image (mesh), 3D image only (video), or neither; a clip that lacks it is damaged.
         Raises UserError if no clip is usable.
         """
-        self.source, self._stage = source, stage
-        self.geometry = clips_geometry(source, plan.geometry, stage is not None)
-        self._clips = OpenClips(source, size, cache, with_ani=self.geometry == "video")
-        self.stand_ins, self._plan_told = StandIns(), (-1, -1)
-        self.plan = plan
+        geometry = clips_geometry(source, plan.geometry, stage is not None)
+        super().__init__(source, geometry, stage, size, cache)
+        self.plan, self._plan_told = plan, (-1, -1)
         self.set_epoch(0, plan.n_frames)
-
-    @property
-    def has_flow(self) -> bool:
-        """Whether samples have `warp_flow`."""
-        return self.geometry == "mesh"
-
-    @property
-    def has_ani(self) -> bool:
-        """Whether samples have `ani_image`, its sketch and its mask."""
-        return self.geometry != "none"
 
     def set_epoch(self, epoch: int, n_frames: int | None = None) -> None:
         """Go to another epoch (from 0), and to time slices of another length if one is given.
@@ -88,19 +75,8 @@ class FaceForeDataset(Dataset):
         if lost := len(records) - len(self.usable):
             remark(f"{lost} clips are shorter than {self.plan.least_frames} frames; they are left out")
 
-    def report(self) -> None:
-        """Say how often a sample could not be read and another stood in."""
-        self.stand_ins.tell()
-
     def __len__(self) -> int:
         return self.plan.epoch_samples or len(self.usable)
-
-    def __getitem__(self, index: int) -> FaceBatch:
-        """Sample `index`, on the CPU. Raises IndexError behind the last, UserError as `StandIns.read`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        self.order()  # where shards are fetched, those that come next
-        return self.stand_ins.read(self._sample, index, len(self))
 
     def order(self) -> np.ndarray | None:
         """The order in which this epoch's samples are read cheaply; None: any will do."""
@@ -128,10 +104,7 @@ class FaceForeDataset(Dataset):
         frames = SampleFrames(choice.references, choice.targets, warped)
         batch = plain_sample(clip, clip, frames, look, plan.crop_ref)
         if self.geometry == "mesh":
-            if not clip.has_mesh:
-                raise UserError(
-                    f"{clip.files.video}: has no track of ours, as other clips do; prepare it again"
-                )
+            check_mesh(clip)
             batch = with_mesh(batch, clip, choice, self._stage, look, plan.crop_ref)
         elif self.geometry == "video":
             batch = with_video(batch, clip, choice.targets, look, plan.crop_ref)
@@ -150,21 +123,6 @@ class FaceForeDataset(Dataset):
         share = sampling_weights(records.speakers[self.usable], records.frames[self.usable])
         drawn = np.searchsorted(np.cumsum(share), rng.random(plan.epoch_samples), "right")
         return self.usable[np.minimum(drawn, n - 1)]
-
-
-def clips_geometry(source: PreparedClips, wanted: str, staged: bool) -> str:
-    """ "mesh", "video" or "none": what the first clip that is there has, as far as it is wanted."""
-    if wanted == "none":
-        return wanted
-    for k in range(min(len(source.records), MAX_DAMAGED)):
-        try:
-            files = source.files(k)
-        except UserError:
-            continue
-        if wanted == "mesh" and staged and files.track:
-            return "mesh"
-        return "video" if files.ani else "none"
-    return "none"
 
 
 def sampling_weights(speakers: Sequence[object], n_frames: Sequence[int]) -> np.ndarray:

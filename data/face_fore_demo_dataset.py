@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from data.face_fore_dataset import clips_geometry
+from data.clip_samples import ClipSamples, check_mesh, clips_geometry
 from data.face_sample import GeometryStage, Look, SampleFrames, plain_sample, staged, with_ani
 from data.frame_choice import SamplePlan, reference_end, turn_between
-from data.open_clips import OpenClips, PreparedClips
+from data.open_clips import PreparedClips
 from data.prepared_clip import PreparedClip
-from data.stand_ins import StandIns
 from face.contract_pose import frontal_key_frame
 from face.part_boxes import template_masks
 from face.pose import to_canonical
@@ -28,7 +26,7 @@ from util.batch import FaceBatch
 from util.errors import UserError, remark
 
 
-class FaceForeDemoDataset(Dataset):
+class FaceForeDemoDataset(ClipSamples):
     """FaceBatch samples without batch axis: item k is the k-th slice of T frames of all clips, one after the other.
 
     Slices don't overlap, but for a clip's last one, which ends with the clip: all have T frames.
@@ -52,24 +50,13 @@ class FaceForeDemoDataset(Dataset):
         default the one turned least. reference: the clip whose face is shown; by default each clip shows its own.
         Raises UserError if no clip is usable.
         """
-        self.source, self._stage, self.plan = source, stage, plan
+        geometry = clips_geometry(source, plan.geometry, stage is not None)
+        if geometry == "video" and reference is not None:
+            geometry = "none"  # a clip's 3D video shows its own face
+        super().__init__(source, geometry, stage, size, cache)
+        self.plan = plan
         self._frames, self._ani_frame, self._reference = ref_img_id, ref_ani_id, reference
-        self.geometry = clips_geometry(source, plan.geometry, stage is not None)
-        if self.geometry == "video" and reference is not None:
-            self.geometry = "none"  # a clip's 3D video shows its own face
-        self._clips = OpenClips(source, size, cache, with_ani=self.geometry == "video")
-        self.stand_ins = StandIns()
         self.set_epoch(0, plan.n_frames)
-
-    @property
-    def has_flow(self) -> bool:
-        """Whether samples have `warp_flow`."""
-        return self.geometry == "mesh"
-
-    @property
-    def has_ani(self) -> bool:
-        """Whether samples have `ani_image`, its sketch and its mask."""
-        return self.geometry != "none"
 
     def set_epoch(self, epoch: int, n_frames: int | None = None) -> None:
         """All epochs are the same; n_frames: another length of the slices. Raises UserError if no clip is as long."""
@@ -83,13 +70,6 @@ class FaceForeDemoDataset(Dataset):
             raise UserError(f"--n_frames_G {n_frames}: none of {len(frames)} clips is as long; choose less")
         if lost := int((n_slices == 0).sum()):
             remark(f"{lost} clips are shorter than {n_frames} frames; they are left out")
-
-    def order(self) -> None:
-        """Any order will do."""
-
-    def report(self) -> None:
-        """Say how often a sample could not be read and another stood in."""
-        self.stand_ins.tell()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -106,12 +86,6 @@ class FaceForeDemoDataset(Dataset):
                 f"{self._clips[k].files.video}: fewer than {self.plan.n_frames} frames show a face"
             )
         return k, min(start, last)
-
-    def __getitem__(self, index: int) -> FaceBatch:
-        """Item `index`, on the CPU. Raises IndexError behind the last, UserError as `StandIns.read`."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return self.stand_ins.read(self._sample, index, len(self))
 
     def _sample(self, index: int) -> FaceBatch:
         k, start = self.place(index)
@@ -135,10 +109,7 @@ class FaceForeDemoDataset(Dataset):
         self, batch: FaceBatch, target: PreparedClip, shown: PreparedClip, frames: SampleFrames
     ) -> FaceBatch:
         """Another person's face is rigid: what a face does is not carried over to it here (TalkingHead does that)."""
-        if not (target.has_mesh and shown.has_mesh):
-            raise UserError(
-                f"{target.files.video}: has no track of ours, as other clips do; prepare it again"
-            )
+        check_mesh(target, shown)
         ani, targets = self._ani(shown), np.asarray(frames.targets)
         references, pose = np.asarray(frames.references), target.pose[targets]
         opened = int(references[shown.opening[references].argmax()])

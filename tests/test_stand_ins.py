@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def test_clips_that_fail_are_replaced_and_counted(
     read = [batch.tgt_image[0] for batch in loader]
     assert len(read) == 5
     assert made.stand_ins.count == 3  # 3, then 4 in its stead, then 4 itself
-    assert "3_crop.mp4: is damaged or cut off" in made.stand_ins.first_reason
+    # Of two readers, either may be the first to meet one.
+    assert re.search(r"[34]_crop\.mp4: is damaged or cut off", made.stand_ins.first_reason)
     assert torch.equal(read[3], read[0])  # the next that can be read
     made.stand_ins.tell()
     assert "3 samples could not be read, others stood in; the first: " in capfd.readouterr().err
