@@ -20,7 +20,7 @@ from data.preprocessing.run import RunPlan, prepare_clips
 from data.shards import is_shards, open_shards
 from options.groups import DataFlags, TrainReferenceFlags
 from options.preprocess import QualityGates
-from util.errors import UserError
+from util.errors import UserError, remark
 
 DATASETS = {  # --dataset_mode, looked up when asked for: a class with a `from_flags`
     "facefore": "data.face_fore_dataset:FaceForeDataset",
@@ -103,6 +103,8 @@ def clip_source(data: DataFlags, split: str, cache: Path, tools: ClipTools | Non
             root, ids = _prepared(root, data, free_only, cache, tools)
         records = clip_records(root, data.dataset_name, split, free_only, data.clip_list, ids)
         source = ClipFolder(root, records or clip_records(root, "folder", split, free_only, ids=ids))
+        if ids is not None and train and (n := len(clip_records(root, "folder", "test", ids=ids))):
+            remark(f"{n} clips, of speakers of their own, are left out of training for tests: docs/data.md")
         n_others = 0 if source.records else len(clip_records(root, "folder", "test" if train else "train"))
     if not source.records:
         what = "train on" if train else "validate with"

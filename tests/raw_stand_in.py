@@ -138,10 +138,12 @@ class Program:
         out, err = self.process.communicate(timeout=600)
         return self.process.returncode, out, err
 
-    def survivors(self, patience_s: float = 5.0) -> list[str]:
-        """What still runs of all that the program started, a moment after its end."""
+    def survivors(self, patience_s: float = 5.0, but: str = "") -> list[str]:
+        """What still runs of all that the program started, a moment after its end. but: a name that may."""
         end = time.monotonic() + patience_s
-        while (found := list(self._descendants())) and time.monotonic() < end:
+        while (found := [p for p in self._descendants() if not but or but not in p]) and (
+            time.monotonic() < end
+        ):
             time.sleep(0.05)
         return found
 

@@ -12,6 +12,9 @@ from data.preprocessing.ray_engine import RayEngine
 from data.preprocessing.run import RunPlan, prepare_clips
 from util.errors import UserError
 
+RAYS_OWN = (
+    "ray::DashboardAgent"  # sees only after a while, up to minutes on a busy machine, that its raylet is gone
+)
 RAW = {f"s{i % 3 + 1}/c{i:02d}": "slowly" for i in range(40)}
 RAW |= {"s1/a": "bad cut off", "s1/exit": "exit", "s2/fault": "segfault", "s3/mistake": "mistake"}
 
@@ -38,12 +41,12 @@ def test_killed_and_gone_on_with_it_is_as_if_undisturbed_and_local(tmp_path):
     assert any("raylet" in line for line in program.survivors(0))  # it can see them
     program.process.kill()
     program.finish()
-    assert not program.survivors(30)
+    assert not program.survivors(30, but=RAYS_OWN)
     program = Program.of_stand_in(raw, out, "2", "ray")
     status, printed, errors = program.finish()
     assert status == 0, errors
     assert int(printed.split("skipped, ")[1].split()[0]) >= 8  # were done before
-    assert not program.survivors(30)
+    assert not program.survivors(30, but=RAYS_OWN)
     plan = RunPlan(n_processes=2)
     prepare_clips(raw_clips(raw), tmp_path / "local", raw, StandInSettings(), None, plan, prepare)
     assert contents(out) == contents(tmp_path / "local")
