@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +121,14 @@ def _prepared(
 
     A clip that was taken out of `root` since then is still in that folder.
     """
-    clips = (c for c in _raw_clips(root, data.dataset_name) if not (free_only and c.redistributable == "no"))
-    first = next(clips, None)
-    if first is None or tools is None:
+    found = [c for c in _raw_clips(root, data.dataset_name) if not (free_only and c.redistributable == "no")]
+    if not found or tools is None:
         raise UserError(f"--dataroot {root}: no usable clip in it; videos of one face each are needed")
-    out = cache / "prepared" / f"{'-'.join(root.resolve().parts[1:])}-{first.dataset}-{data.fineSize}"
+    out = cache / "prepared" / f"{'-'.join(root.resolve().parts[1:])}-{found[0].dataset}-{data.fineSize}"
     settings = ClipSettings(size=data.fineSize, gates=MILD_GATES)
-    ids: set[str] = set()
-    named = (ids.add(c.id) or c for c in chain([first], clips))
-    prepare_clips(named, out, root, settings, tools, RunPlan(n_processes=data.nThreads))
-    return out, ids
+    plan = RunPlan(n_processes=data.nThreads, n_clips=len(found))
+    prepare_clips(found, out, root, settings, tools, plan)
+    return out, {c.id for c in found}
 
 
 def _raw_clips(root: Path, dataset_name: str) -> Iterator[RawClip]:
