@@ -12,9 +12,8 @@ from data.preprocessing.ray_engine import RayEngine
 from data.preprocessing.run import RunPlan, prepare_clips
 from util.errors import UserError
 
-RAYS_OWN = (
-    "ray::DashboardAgent"  # sees only after a while, up to minutes on a busy machine, that its raylet is gone
-)
+# ray::DashboardAgent and ray::RuntimeEnvAgent see late, on a busy machine, that their raylet is gone.
+RAYS_OWN = "Agent"
 RAW = {f"s{i % 3 + 1}/c{i:02d}": "slowly" for i in range(40)}
 RAW |= {"s1/a": "bad cut off", "s1/exit": "exit", "s2/fault": "segfault", "s3/mistake": "mistake"}
 
