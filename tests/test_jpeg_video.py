@@ -105,7 +105,7 @@ def test_a_full_disk_is_told(
     def full(path: Path) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("util.jpeg_video._check_written", full)
+    monkeypatch.setattr("util.jpeg_video.check_written", full)
     with pytest.raises(
         UserError, match="no space is left there; free some, or choose another folder with --out"
     ):

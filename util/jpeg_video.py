@@ -22,7 +22,7 @@ from util.errors import ShapeError, UserError
 from util.files import atomic_path
 from util.media import file_url
 from util.types import FPS
-from util.video_writer import _check_written
+from util.video_writer import check_written
 
 JPEG_QUALITY = 92  # 40 to 44 dB on real clips, 0.9 below 95 for three quarters of the bytes
 GOP = 5  # frames of H.264 from one key frame to the next: what a seek may have to decode
@@ -84,7 +84,7 @@ class _Mp4Writer:
                 with contextlib.suppress(OSError, ValueError):  # the first failure is the one to tell
                     self._container.close()
                 raise
-            _check_written(part)
+            check_written(part)
 
     def _check(self, frame: np.ndarray) -> None:
         if frame.shape != self._shape or frame.dtype != np.uint8:

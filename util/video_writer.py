@@ -86,7 +86,7 @@ class VideoWriter:
                     self._container.close()
                 raise
             _append_xmp(part)
-            _check_written(part)
+            check_written(part)
 
     def _open(self, part: Path) -> None:
         self._container = av.open(file_url(part), "w", format="mp4", options={"movflags": "+faststart"})
@@ -151,7 +151,7 @@ def _append_xmp(part: Path) -> None:
         file.write((24 + len(packet)).to_bytes(4, "big") + b"uuid" + _XMP_UUID + packet)
 
 
-def _check_written(part: Path) -> None:
+def check_written(part: Path) -> None:
     """A disk that fills up during the last write can go unnoticed: then the file's boxes don't fit it."""
     boxes = mp4_boxes(part)
     if boxes[-1][2] != part.stat().st_size or not {"moov", "mdat"} <= {kind for kind, _, _ in boxes}:
