@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data.clip_list import is_prepared, prepared_videos
+from data.layouts.walk import CLIP_SUFFIXES
 from data.reference_samples import ReferenceSamples, clip_faces
 from face.crop import paste
 from face.emotion import emotion_envelope, emotion_offset, emotional_eyes, emotional_lips
@@ -38,7 +39,6 @@ from util.video import VideoWriter, write_contact_sheet
 CHUNK, CHUNK_LEARNT = 8, 4  # frames made at a time: more of the network's leave the processor's caches
 MAX_THREADS = 8  # of the network on a CPU
 SHEET_FRAMES, SHEET_COLUMNS = 12, 6
-CLIP_SUFFIXES = (".mp4", ".mpg", ".avi", ".mov", ".mkv", ".webm", ".flv", ".m4v")
 
 
 class TalkingHead:

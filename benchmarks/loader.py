@@ -48,7 +48,6 @@ from util.types import FPS
 from util.video import VideoWriter, read_frames
 
 REPO = Path(__file__).resolve().parents[1]
-PACK_CLIP = REPO.parent / "shared" / "pack" / "data" / "clips"
 N_CLIPS = 12  # copies, so that the next sample is of another clip
 GEOMETRIES = ("none", "video", "mesh")
 

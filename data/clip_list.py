@@ -36,7 +36,6 @@ _LISTED_SUFFIXES = ("_front.npy", "_crop.mp4", ".mp4", ".flv")
 _PICKLES = (".pkl", ".pickle")
 # Folders that tell of the split; in a public LRS tree everything is in `test`, which then tells nothing.
 _TEST_FOLDERS = {"vox": ("test_video", "test"), "lrs": ("test",)}
-_TRAIN_FOLDERS = {"vox": ("dev_video", "dev"), "lrs": ("pretrain", "trainval")}
 _VOX_FOLDERS = ("unzip/dev_video", "unzip/test_video")
 
 

@@ -98,7 +98,7 @@ def clip_source(data: DataFlags, split: str, cache: Path, tools: ClipTools | Non
         n_others = len(everything) - len(source.records)
     else:
         root, ids = Path(data.dataroot), None
-        if not (data.clip_list or is_prepared(root, data.dataset_name) or is_prepared(root)):
+        if not (data.clip_list or is_prepared(root)):
             root, ids = _prepared(root, data, free_only, cache, tools)
         records = clip_records(root, data.dataset_name, split, free_only, data.clip_list, ids)
         source = ClipFolder(root, records or clip_records(root, "folder", split, free_only, ids=ids))

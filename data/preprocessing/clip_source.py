@@ -44,7 +44,7 @@ class ClipSource:
     def __init__(self, path: Path, gates: QualityGates) -> None:
         """Raises ClosedGate where the file is no video, has too few frames or too low a rate."""
         self.path = path
-        self._max_damaged = None if gates.max_damaged < 0 else gates.max_damaged
+        self._max_damaged = _max_damaged(gates)
         self._held: list[np.ndarray] | None = []
         self._pictures = _numbered_pictures(path) if path.is_dir() else None
         if self._pictures is not None:
@@ -95,6 +95,11 @@ class ClipSource:
             yield frame
 
 
+def _max_damaged(gates: QualityGates) -> int | None:
+    """How many damaged parts of a file are put up with; None: any number."""
+    return None if gates.max_damaged < 0 else gates.max_damaged
+
+
 def _numbered_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder by the last number in their names."""
     with _reading():
@@ -115,7 +120,7 @@ def read_sound(clip: RawClip, n_frames: int, gates: QualityGates) -> Voice | Non
     try:
         if path.is_dir():
             raise UserError(f"{path.name}: pictures alone have no sound")
-        voice = read_voice(path, _FLAG, None if gates.max_damaged < 0 else gates.max_damaged)
+        voice = read_voice(path, _FLAG, _max_damaged(gates))
         if (level := loudness_db(voice)) < SILENT_DB:
             raise UserError(f"{path.name}: the sound is silent ({level:.0f} dB)")
     except _TROUBLE as error:

@@ -34,7 +34,7 @@ from face.landmarks68 import to_landmarks68
 from face.pose import Pose, fit_pose, to_canonical
 from face.reference import HALF_PIXEL, ReferenceFace
 from face.tracker import FaceTrack, FaceTracker, join_observations, nearest_seen
-from options.preprocess import QualityGates
+from options.preprocess import CROPS, VIDEOS, QualityGates
 from util.audio import write_wav
 from util.errors import UserError
 from util.jpeg_video import JPEG_QUALITY, H264Writer, JpegWriter, decode_jpeg, encode_jpeg, frame_bytes
@@ -44,7 +44,6 @@ VERSION = "1"  # of `_track.safetensors`
 STEADY = 5  # frames: target clips of a demo are smoothed likewise (models/driving.py)
 STEPS = 64  # of a vertex's position per pixel, in the track
 CHUNK = 16  # 3D projection images drawn at a time
-CROPS, VIDEOS = ("static", "moving"), ("jpeg", "h264")
 
 
 @dataclass(frozen=True)
